@@ -100,7 +100,7 @@ def run(argv, doc, **commands):
         else:
             options |= {"type": f.type, "metavar": "|".join(m["choices"]) if m["choices"] else f.type.__name__.upper()}
         if m["positional"]:
-            parser.add_argument(f.name, **{key: options[key] for key in ("help", "type", "metavar")})
+            parser.add_argument(f.name, help=options["help"], type=f.type)
         else:
             parser.add_argument("--" + f.name.replace("_", "-"), **options)
     try:
@@ -108,7 +108,7 @@ def run(argv, doc, **commands):
         function(check_settings(Settings(**vars(parser.parse_args(argv)))))
         print(f"{name}: done in {time.perf_counter() - started:.1f} s, peak memory {peak_memory():.2f} GiB")
         return 0
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:  # the latter: training diverged
         problem = str(error)
     except OSError as error:
         problem = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; free or correct it and run again"
@@ -188,6 +188,12 @@ def write_lines(path, lines):
     write_atomically(path, write)
 
 
+def write_table(path, rows):
+    """Write a list of dicts with the same keys as CSV, atomically."""
+    lines = [",".join(rows[0]), *(",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()) for row in rows)]
+    write_lines(path, lines)
+
+
 def file_hash(path):
     """First 16 hex digits of a file's SHA-256: enough to tell artifacts apart."""
     with open(path, "rb") as f:
@@ -211,11 +217,10 @@ def save_artifact(path, tensors, settings, dataset_hash, made_from=(), **more):
     write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
-def load_artifact(path, made_by, dataset_hash=None):
-    """Read an artifact -> (tensors, metadata dict).
+def artifact_meta(path, made_by):
+    """Metadata of an artifact -> dict; made_by is the command to name when something is wrong with the file.
 
-    made_by: the command to name when the file is missing. Refuses (UserError) a missing, corrupt or foreign file, one
-    of another dataset, and one made from another version of a file that lies beside it.
+    Refuses (UserError) a missing, corrupt or foreign file, and one made from another version of a file beside it.
     """
     path = Path(path)
     if not path.is_file():
@@ -223,18 +228,25 @@ def load_artifact(path, made_by, dataset_hash=None):
     try:
         with safetensors.safe_open(path, "pt") as f:
             meta = json.loads((f.metadata() or {}).get("saerec", "null"))
-            tensors = {name: f.get_tensor(name) for name in f.keys()}
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path} is corrupt or truncated ({error}): delete it and make it again with `{made_by}`") from error
     if meta is None:
         raise UserError(f"{path} was not written by saerec: make it with `{made_by}`")
-    if dataset_hash and meta["dataset"] != dataset_hash:
-        raise UserError(f"{path} was made from another dataset than the one given now: make it again with `{made_by}`")
     for name, digest in meta["made_from"].items():
         source = path.parent / name
-        if not source.is_file() or file_hash(source) != digest:
-            raise UserError(f"{path} was not made from the {source} that lies beside it now: make it again with `{made_by}`")
-    return tensors, meta
+        if source.is_file():  # a run may be passed on without what it was made from
+            if file_hash(source) != digest:
+                raise UserError(f"{path} was made from another {source} than the one there now: make it again with `{made_by}`")
+            artifact_meta(source, made_by)
+    return meta
+
+
+def load_artifact(path, made_by, data=None):
+    """Read an artifact -> (tensors, metadata dict); refuses what `artifact_meta` does, and one of another Dataset than `data`."""
+    meta = artifact_meta(path, made_by)
+    if data and meta["dataset"] != data.hash:
+        raise UserError(f"{path} was made from another dataset than the one in {data.folder} now: make it again with `{made_by}`")
+    return safetensors.torch.load_file(path), meta
 
 
 def unpack_wheel(requirement, sha256, members, folder):
@@ -378,6 +390,18 @@ def load_dataset(folder):
     ]
     notes = tuple(f"{count:,} {what}" for count, what in counts if count)
     return Dataset(folder, digest.hexdigest()[:16], kept, items, start, flat, texts, np.array(text_item, np.int32), titles, notes)
+
+
+def run_dataset(run):
+    """The dataset that a run's embeddings were made from -> Dataset. Raises UserError if it is not what it was."""
+    if not run:
+        raise UserError("--run is missing: name the run folder, as in --run runs/ml-100k")
+    path, made_by = Path(run) / "embeddings.safetensors", f"embed.py --data DATA --run {run}"
+    meta = artifact_meta(path, made_by)
+    data = load_dataset(meta["settings"]["data"])
+    if data.hash != meta["dataset"]:
+        raise UserError(f"{data.folder} has changed since {path} was made from it: make it again with `{made_by}`")
+    return data
 
 
 def describe(data):

@@ -1,0 +1,58 @@
+# From nothing to a report: `make all`. Every target is a file made from files, so a second run does nothing.
+
+DATA   ?= data/ml-100k
+SEED   ?= 0
+DEVICE ?= auto
+RUN    ?= runs/$(notdir $(DATA))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
+PYTHON ?= python3
+# More settings of a stage, such as MODEL_FLAGS="--width 128"
+EMBED_FLAGS ?=
+SAE_FLAGS   ?=
+MODEL_FLAGS ?=
+
+PY     := .venv/bin/python
+COMMON  = --seed $(SEED) --device $(DEVICE)
+# A dataset of your own may be gzipped; the bundled one is made plain
+SOURCE  = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz $(DATA)/texts.jsonl $(DATA)/texts.jsonl.gz),$(DATA)/sequences.txt)
+WEIGHTS = weights/all-MiniLM-L6-v2/config.json
+
+.PHONY: all test clean help
+.DELETE_ON_ERROR:
+
+all: $(RUN)/metrics.json  ## set up, get data and weights, run every stage
+
+test: .venv/ready $(WEIGHTS)  ## set up and run the tests
+	$(PY) -m pytest -q tests
+
+clean:  ## remove runs; data, weights and the environment stay
+	rm -rf runs
+
+help:  ## list the targets and variables
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@echo "variables: DATA=$(DATA) RUN=$(RUN) SEED=$(SEED) DEVICE=$(DEVICE) EMBED_FLAGS= SAE_FLAGS= MODEL_FLAGS= PYTHON=$(PYTHON)"
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	touch $@
+
+data/ml-100k/sequences.txt: | .venv/ready
+	$(PY) saerec.py prepare ml-100k --out data/ml-100k
+
+$(WEIGHTS): | .venv/ready
+	$(PY) embed.py weights
+
+$(RUN)/embeddings.safetensors: $(SOURCE) embed.py saerec.py | .venv/ready
+	$(PY) embed.py --data $(DATA) --run $(RUN) $(COMMON) $(EMBED_FLAGS)
+
+$(RUN)/intents.jsonl: $(RUN)/embeddings.safetensors sae.py saerec.py
+	$(PY) sae.py --run $(RUN) $(COMMON) $(SAE_FLAGS)
+
+$(RUN)/sasrec.safetensors: $(RUN)/embeddings.safetensors model.py saerec.py
+	$(PY) model.py --run $(RUN) --intents none $(COMMON) $(SASREC_FLAGS)
+
+$(RUN)/model.safetensors: $(RUN)/intents.jsonl model.py saerec.py
+	$(PY) model.py --run $(RUN) $(COMMON) $(MODEL_FLAGS)
+
+$(RUN)/metrics.json: $(RUN)/model.safetensors $(RUN)/sasrec.safetensors eval.py
+	$(PY) eval.py --run $(RUN) $(COMMON)

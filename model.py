@@ -1,0 +1,544 @@
+"""The multi-branch recommender: causal self-attention over the history, guided by personal and public intents.
+
+    python model.py --run runs/ml-100k                       SAERec -> model.safetensors, log.csv
+    python model.py --run runs/ml-100k --intents none        SASRec, the control -> sasrec.safetensors, sasrec_log.csv
+
+data + intents.safetensors (vectors [J, E], item codes [V, J] as CSR) -> parameters that map a history [T] to scores [V].
+
+    E_v = e_v + P sum_j code_vj d_j                               item embedding, grounded in its intents      (1)
+    h   = Dropout(LayerNorm(E[item] + pos))                       (B, T, D)                                    (2)
+    a   = self-attention blocks(h)                                temporal branch, causal                      (3)
+    Z   = W d + bias                                              (J, D), intent vectors d are frozen          (4)
+    r   = tf_tj * idf_j, the k largest a position                 personal intents, two retrievals             (5)
+    b   = cross-attention blocks(h; Z[personal])                  personal branch                              (6)
+    c   = cross-attention blocks(h; Z[public])                    public branch: the g intents of highest df   (7)
+    u   = a + sum_i softmax_i(<a, f_i> / sqrt(D)) f_i             adaptive fusion of f = [b, c]                (8)
+    loss = CE(<u, E_v>) + w CE(softmax_j(<u, Q d_j>), code_v)     next item, and the intents of the next item  (9)
+
+SAERec (arXiv 2606.18897) is (2)-(8) with the first term of (9) and similarity retrieval: `--paper`. The P and Q terms are ours
+(D4, D5). Positions count from the start of a history and everything but (3) works on one position alone, so a single
+pass over a user trains every prefix (D3).
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from saerec import (Progress, UserError, common_settings, generator, load_artifact, load_dataset, pick_device, ranking_metrics, run,
+                    run_dataset, save_artifact, setting, target_ranks, write_table)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    run: str = setting("", "run folder", unit="path")
+    data: str = setting("", "dataset folder; the one that embed.py read if not given", unit="path")
+    intents: str = setting("sae", "what guides the model; none is SASRec, the control", choices=("sae", "none"))
+    paper: bool = setting(False, "the paper's parts alone: --retrieval similarity --no-grounded --next-intent 0", origin="SAERec")
+    retrieval: str = setting("activation", "how personal intents are found", choices=("activation", "similarity"))
+    personal: int = setting(5, "personal intents k of a position; 0 removes the branch", origin="SAERec's code", low=0)
+    public: int = setting(5, "public intents g; 0 removes the branch", origin="SAERec's code", low=0)
+    decay: float = setting(0.9, "what a step back in time leaves of an item's codes in tf, with --retrieval activation", low=0, high=1)
+    df_decay: float = setting(0.9, "decay of the moving averages df and n, with --retrieval similarity", origin="SAERec's code", low=0, high=1)
+    grounded: bool = setting(True, "items are embedded as id plus intents, equation (1)")
+    next_intent: float = setting(0.3, "weight w of the next-intent loss; 0 removes it", low=0)
+    width: int = setting(64, "width D", origin="SAERec's code", low=1)
+    layers: int = setting(2, "blocks of each branch", origin="SAERec's code", low=1)
+    heads: int = setting(2, "attention heads", origin="SAERec's code", low=1)
+    dropout: float = setting(0.5, "dropout of embeddings, attention and feed-forward", origin="SAERec's code", low=0, high=0.99)
+    history: int = setting(50, "most recent items that are looked at", unit="items", origin="SAERec's code", low=1)
+    epochs: int = setting(100, "most passes over the training data", low=1)
+    patience: int = setting(10, "epochs without a better validation NDCG@10 before training stops", low=1)
+    batch: int = setting(32, "histories a step", low=1)
+    lr: float = setting(1e-3, "Adam's learning rate", origin="SAERec's code", low=0)
+    seed: int = common_settings()[0]
+    device: str = common_settings()[1]
+
+
+def resolve(settings):
+    """Apply --paper and refuse settings that would change nothing or cannot be. Raises UserError."""
+    default = {f.name: f.default for f in dataclasses.fields(settings)}
+    if settings.width % settings.heads:
+        raise UserError(f"--width {settings.width} cannot be split among --heads {settings.heads}: make it a multiple")
+    without = {
+        f"--intents {settings.intents}": "paper retrieval personal public decay df_decay grounded next_intent" * (settings.intents == "none"),
+        "--paper": "retrieval grounded next_intent decay" * settings.paper,
+        "--personal 0": "retrieval decay df_decay" * (settings.personal == 0),
+        f"--retrieval {settings.retrieval}": "df_decay" if settings.retrieval == "activation" and not settings.paper else "decay",
+    }
+    for cause, names in without.items():
+        for name in names.split():
+            if getattr(settings, name) != default[name]:
+                raise UserError(f"--{name.replace('_', '-')} changes nothing with {cause}: leave one of them out")
+    if settings.paper:
+        settings = dataclasses.replace(settings, retrieval="similarity", grounded=False, next_intent=0.0)
+    return settings
+
+
+class Library(NamedTuple):
+    """The intents as model.py uses them."""
+
+    vectors: torch.Tensor  # float32 [J, E]
+    indptr: torch.Tensor  # int64 [V+2]
+    indices: torch.Tensor  # int32 [codes]
+    values: torch.Tensor  # float32 [codes]
+
+
+# Intents of positions, from the text of the history
+
+
+def intent_frequency(data, library):
+    """Document frequency: how many training interactions are with an item that carries the intent -> (df float32 [J], n)."""
+    items = data.training_items()
+    popularity = np.bincount(items, minlength=len(data.items))
+    item = np.repeat(np.arange(len(data.items)), np.diff(library.indptr))
+    df = np.bincount(library.indices, weights=popularity[item], minlength=len(library.vectors))
+    return torch.from_numpy(df).float(), len(items)
+
+
+def inverse_frequency(df, n):
+    """idf_j = log((1 + n) / (1 + df_j)), as in equation (5)."""
+    return torch.log((1 + n) / (1 + df))
+
+
+def activation_retrieval(start, flat, library, idf, k, decay, cells=2**25):
+    """Personal intents grounded in text, equation (5) with tf the decayed running sum of the history's item codes.
+
+    start [users+1], flat [interactions]: histories as in Dataset -> (strength float32, intent int32), both [interactions,
+    k], largest first; intent J, the absent one, where fewer than k have any strength. Row i looks at nothing after
+    interaction i. A slab of users advances in step, at most `cells` running sums at a time.
+    """
+    J = len(library.vectors)
+    k_found = min(k, J)
+    strength, intent = torch.zeros(len(flat), k), torch.full((len(flat), k), J, dtype=torch.int32)
+    indptr, indices, values = (getattr(library, name).numpy() for name in ("indptr", "indices", "values"))
+    lengths = np.diff(start)
+    by_length = np.argsort(-lengths, kind="stable")
+    for slab in np.split(by_length, range(max(cells // J, 1), len(by_length), max(cells // J, 1))):
+        tf = torch.zeros(len(slab), J)
+        for t in range(lengths[slab[0]]):
+            alive = int((lengths[slab] > t).sum())
+            row = start[slab[:alive]] + t
+            begin, codes = indptr[flat[row]], np.diff(indptr)[flat[row]]  # of each user's item in the CSR
+            cell = np.repeat(begin - np.cumsum(codes) + codes, codes) + np.arange(codes.sum())
+            user = np.repeat(np.arange(alive), codes)
+            tf[:alive] *= decay
+            tf[user, indices[cell]] += torch.from_numpy(values[cell])  # an item holds an intent once: no cell twice
+            largest, chosen = (tf[:alive] * idf).topk(k_found)
+            strength[row, :k_found] = largest
+            intent[row, :k_found] = torch.where(largest > 0, chosen, J).int()
+    return strength, intent
+
+
+# Layers
+
+
+class Attention(torch.nn.Module):
+    """Multi-head attention and feed-forward, each with a residual and LayerNorm after (Vaswani et al. 2017)."""
+
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key, self.value, self.out = (torch.nn.Linear(width, width) for _ in range(4))
+        self.attention_norm, self.forward_norm = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+        self.expand, self.contract = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
+
+    def drop(self, x):
+        return F.dropout(x, self.dropout, self.training)
+
+    def split(self, x):
+        return x.unflatten(-1, (self.heads, -1))  # (..., H, D/H)
+
+    def finish(self, x, attended):
+        x = self.attention_norm(x + self.drop(self.out(attended)))
+        return self.forward_norm(x + self.drop(self.contract(F.gelu(self.expand(x)))))
+
+
+class SelfAttention(Attention):
+    def forward(self, x):
+        """x [B, T, D] -> [B, T, D]; position t sees positions up to t."""
+        q, k, v = (self.split(project(x)).transpose(1, 2) for project in (self.query, self.key, self.value))  # (B, H, T, D/H)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout * self.training, is_causal=True)
+        return self.finish(x, mixed.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(Attention):
+    def forward(self, x, z, chosen):
+        """x [P, D] attends to rows of z [J+1, D]: chosen int64 [P, k], or [k] for the same ones everywhere -> [P, D].
+
+        Keys and values are projected once for the J+1 intents and then gathered, not once for each of P x k.
+        """
+        q = self.split(self.query(x))  # (P, H, D/H)
+        k, v = (self.split(project(z))[chosen] for project in (self.key, self.value))  # (P, k, H, D/H) or (k, H, D/H)
+        positions = "pkhd" if chosen.dim() == 2 else "khd"
+        weight = (torch.einsum(f"phd,{positions}->phk", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+        mixed = torch.einsum(f"phk,{positions}->phd", self.drop(weight), v)
+        return self.finish(x, mixed.flatten(1))
+
+
+class Recommender(torch.nn.Module):
+    """Equations (1)-(8). Without a library it is the trunk alone: SASRec (Kang & McAuley 2018)."""
+
+    def __init__(self, settings, items, library=None, frequency=None):
+        """items: V. library and frequency (df [J], n) are those of the intents, needed unless settings.intents is none."""
+        super().__init__()
+        s = self.settings = settings
+        block = (s.width, s.heads, s.dropout)
+        self.item = torch.nn.Embedding(items + 1, s.width, padding_idx=0)
+        self.position = torch.nn.Embedding(s.history, s.width)
+        self.input_norm = torch.nn.LayerNorm(s.width)
+        self.trunk = torch.nn.ModuleList(SelfAttention(*block) for _ in range(s.layers))
+        self.has_intents = s.intents != "none"
+        if self.has_intents:
+            J, E = library.vectors.shape
+            # Row J is the absent intent: a position with fewer than k intents attends to it, so no mask is needed.
+            self.register_buffer("vectors", F.pad(library.vectors, (0, 0, 0, 1)), persistent=False)  # (J+1, E)
+            for name in ("indptr", "indices", "values"):
+                self.register_buffer(name, getattr(library, name), persistent=False)
+            self.register_buffer("df", frequency[0].clone() if s.retrieval == "activation" else torch.zeros(J))
+            self.register_buffer("n", torch.tensor(float(frequency[1] if s.retrieval == "activation" else 0)))
+            self.intent = torch.nn.Linear(E, s.width)
+            self.personal = torch.nn.ModuleList(CrossAttention(*block) for _ in range(s.layers * (s.personal > 0)))
+            self.public = torch.nn.ModuleList(CrossAttention(*block) for _ in range(s.layers * (s.public > 0)))
+            if s.grounded:
+                self.ground = torch.nn.Linear(E, s.width, bias=False)  # P
+            if s.next_intent:
+                self.predict = torch.nn.Linear(E, s.width, bias=False)  # Q
+        for p in self.parameters():
+            if p.dim() == 2:
+                torch.nn.init.normal_(p, std=0.02)
+        with torch.no_grad():
+            self.item.weight[0] = 0
+
+    def mix_codes(self, table, values):
+        """sum_j values_vj table_j for every item, from the CSR codes; table [J+1, D] -> [V+1, D], zeros for padding."""
+        return F.embedding_bag(self.indices, table, self.indptr[:-1].int(), per_sample_weights=values, mode="sum")
+
+    def item_table(self):
+        """Equation (1) for all items -> [V+1, D]."""
+        if not (self.has_intents and self.settings.grounded):
+            return self.item.weight
+        return self.item.weight + self.mix_codes(self.ground(self.vectors), self.values)
+
+    def retrieve(self, h, z):
+        """Personal intents by similarity, equation (5): tf is the rectified cosine of h [P, D] and z [J+1, D].
+
+        Returns (strength float32, intent int64), both [P, k]; intent J, the absent one, where the strength is 0.
+
+        df counts the positions where an intent is among the k most similar; both averages move in training only.
+        """
+        with torch.no_grad():
+            tf = (F.normalize(h, dim=1) @ F.normalize(z[:-1], dim=1).T).relu()  # (P, J)
+            k = min(self.settings.personal, tf.shape[1])
+            strength, chosen = (tf * inverse_frequency(self.df, self.n)).topk(k)
+            if self.training:
+                top, keep = tf.topk(k), self.settings.df_decay
+                found = torch.bincount(top.indices[top.values > 0], minlength=len(self.df))
+                self.df.mul_(keep).add_(found, alpha=1 - keep)
+                self.n.mul_(keep).add_(len(h), alpha=1 - keep)
+            return strength, torch.where(strength > 0, chosen, len(self.df))
+
+    def public_intents(self):
+        """The g intents of the highest document frequency -> int64 [g]."""
+        return self.df.topk(min(self.settings.public, len(self.df))).indices
+
+    def embed(self, items, table):
+        """Equation (2): items int64 [B, T] -> h [B, T, D]."""
+        h = self.input_norm(F.embedding(items, table) + self.position.weight[: items.shape[1]])
+        return F.dropout(h, self.settings.dropout, self.training)
+
+    def forward(self, items, personal, wanted, table):
+        """User states u at the wanted positions -> [P, D].
+
+        items: int64 [B, T], padded at the end with 0; personal: int [B, T, k] from `activation_retrieval`, or None;
+        wanted: bool [B, T], only these positions reach the branches; table: `item_table()`.
+        """
+        a = h = self.embed(items, table)  # (B, T, D)
+        for block in self.trunk:
+            a = block(a)
+        a, h = a[wanted], h[wanted]  # (P, D)
+        if not (self.has_intents and (len(self.personal) or len(self.public))):
+            return a
+        z, branches = self.intent(self.vectors), []  # (J+1, D)
+        if len(self.personal):
+            b, chosen = h, self.retrieve(h, z)[1] if personal is None else personal[wanted].long()  # (P, k)
+            for block in self.personal:
+                b = block(b, z, chosen)
+            branches.append(b)
+        if len(self.public):
+            c, chosen = h, self.public_intents()  # (g,)
+            for block in self.public:
+                c = block(c, z, chosen)
+            branches.append(c)
+        return fuse(a, torch.stack(branches, 1))
+
+
+def fuse(a, branches):
+    """Adaptive fusion, equation (8): a [P, D], branches [P, 2, D] -> [P, D]."""
+    weight = (torch.einsum("pd,pid->pi", a, branches) / a.shape[1] ** 0.5).softmax(1)
+    return a + torch.einsum("pi,pid->pd", weight, branches)
+
+
+# Losses
+
+
+class CatalogueCrossEntropy(torch.autograd.Function):
+    """Mean cross entropy of <u, E_v> over all real items, with the gradient formed chunk by chunk on the way forward.
+
+    The P x V logits never exist at once: a chunk of positions is scored, reduced to its loss and its share of both
+    gradients, and forgotten.
+    """
+
+    @staticmethod
+    def forward(ctx, u, table, target, cells=2**23):
+        """u [P, D], table [V+1, D], target int64 [P], 1..V; cells: most logits at a time -> scalar."""
+        loss, du, dtable = u.new_zeros(()), torch.empty_like(u), torch.zeros_like(table)
+        rows = max(cells // len(table), 1)
+        for part, grad, wanted in zip(u.split(rows), du.split(rows), target.split(rows)):
+            logits = part @ table.T  # (rows, V+1)
+            logits[:, 0] = -torch.inf
+            loss += F.cross_entropy(logits, wanted, reduction="sum")
+            error = torch.softmax(logits, 1, out=logits)
+            error[torch.arange(len(wanted), device=u.device), wanted] -= 1
+            torch.mm(error, table, out=grad)
+            dtable.addmm_(error.T, part)
+        ctx.save_for_backward(du / len(u), dtable / len(u))
+        return loss / len(u)
+
+    @staticmethod
+    def backward(ctx, grad):
+        du, dtable = ctx.saved_tensors
+        return grad * du, grad * dtable, None, None
+
+
+def next_intent_loss(model, u, target):
+    """Second term of equation (9): cross entropy of softmax_j(<u, Q d_j>) against the target's codes, scaled to sum 1.
+
+    u [P, D], target int64 [P]; targets without codes don't count. Returns a scalar.
+    """
+    table = model.predict(model.vectors[:-1])  # (J, D)
+    mass = torch.segment_reduce(model.values, "sum", offsets=model.indptr)  # (V+1)
+    share = model.values / mass.repeat_interleave(model.indptr.diff())
+    has_codes = mass[target] > 0
+    u, target = u[has_codes], target[has_codes]
+    # sum_j share_vj <u, Q d_j> is one product with the item's mixed vector, so no P x J target is built
+    mixed = F.embedding(target, model.mix_codes(table, share))  # (P, D)
+    return ((u @ table.T).logsumexp(1) - (u * mixed).sum(1)).sum() / max(len(u), 1)
+
+
+# Batches
+
+
+class Rows(NamedTuple):
+    """Slices of Dataset.flat: row i is flat[begin[i] : begin[i] + length[i]]."""
+
+    begin: torch.Tensor  # int64
+    length: torch.Tensor  # int64
+
+
+def training_rows(data, history):
+    """Cut the inputs of all training histories into rows of at most `history`, from the end; each position is in one row.
+
+    The target of a position is the interaction after it, still a training one: the last two of a user are held out.
+    """
+    begins, lengths = [], []
+    for first, end in zip(data.start[:-1], data.start[1:] - 3):  # the last training item is only a target
+        for stop in range(end, first, -history):
+            begins.append(max(first, stop - history))
+            lengths.append(stop - begins[-1])
+    return Rows(torch.tensor(begins, dtype=torch.int64), torch.tensor(lengths, dtype=torch.int64))
+
+
+def evaluation_rows(data, part, history):
+    """The last `history` items before each user's held-out item of "valid" or "test"."""
+    end = torch.from_numpy(data.start[1:] - (1 if part == "test" else 2))
+    begin = torch.maximum(torch.from_numpy(data.start[:-1]), end - history)
+    return Rows(begin, end - begin)
+
+
+def batches(rows, size, shuffle=None):
+    """Numbers of the rows of each batch, similar lengths together so that little is padded; shuffled by a generator if given."""
+    noise = torch.rand(len(rows.length), generator=shuffle) if shuffle else 0
+    parts = (rows.length + noise).argsort(stable=True).split(size)
+    return [parts[i] for i in torch.randperm(len(parts), generator=shuffle)] if shuffle else parts
+
+
+def gather(rows, chosen, flat):
+    """Pad the chosen rows -> (position in flat int64 [B, T], items int64 [B, T], real bool [B, T])."""
+    begin, length = rows.begin[chosen], rows.length[chosen]
+    step = torch.arange(int(length.max()))
+    real = step < length[:, None]
+    where = torch.where(real, begin[:, None] + step, 0)
+    return where, torch.where(real, flat[where], 0), real
+
+
+# Training and scoring
+
+
+def load_library(folder, data):
+    """Read a run's intents -> Library. Raises UserError."""
+    tensors, _ = load_artifact(folder / "intents.safetensors", f"sae.py --run {folder}", data)
+    return Library(*(tensors[name] for name in Library._fields))
+
+
+def personal_intents(data, library, settings):
+    """(strength, intent) of every interaction by `activation_retrieval`, or None if the model doesn't use them."""
+    if settings.intents == "none" or settings.retrieval != "activation" or not settings.personal:
+        return None
+    idf = inverse_frequency(*intent_frequency(data, library))
+    return activation_retrieval(data.start, data.flat, library, idf, settings.personal, settings.decay)
+
+
+@torch.no_grad()
+def user_states(model, data, personal, part, batch=1024):
+    """State u of each user before their held-out item of "valid" or "test" -> float32 [users, D] on the model's device."""
+    was_training, device = model.training, model.item.weight.device
+    model.eval()
+    flat, table = torch.from_numpy(data.flat).long(), model.item_table()
+    rows = evaluation_rows(data, part, model.settings.history)
+    states = torch.empty(len(rows.length), table.shape[1], device=device)
+    for chosen in batches(rows, batch):
+        where, items, real = gather(rows, chosen, flat)
+        last = real & ~F.pad(real, (0, 1))[:, 1:]
+        intents = None if personal is None else personal[1][where].to(device)
+        states[chosen.to(device)] = model(items.to(device), intents, last.to(device), table)
+    model.train(was_training)
+    return states
+
+
+@torch.no_grad()
+def user_intents(model, data, personal, part, users):
+    """Personal intents of some users before their held-out item -> (strength, intent), both [len(users), k]."""
+    if personal is not None:
+        last = data.start[np.asarray(users) + 1] - (2 if part == "test" else 3)
+        return personal[0][last], personal[1][last].long()
+    rows = evaluation_rows(data, part, model.settings.history)
+    _, items, real = gather(rows, torch.as_tensor(users), torch.from_numpy(data.flat).long())
+    h = model.embed(items, model.item_table())[real & ~F.pad(real, (0, 1))[:, 1:]]
+    return model.retrieve(h, model.intent(model.vectors))
+
+
+@torch.no_grad()
+def rank_users(score, data, part, batch=512):
+    """Full ranking of every user's held-out item of "valid" or "test" -> ranks float64 [users].
+
+    score: maps user numbers int64 [B] to scores [B, V+1]. Items of the history leave the ranking.
+    """
+    targets, ranks = torch.from_numpy(data.targets(part)).long(), []
+    for users in torch.arange(len(data.users)).split(batch):
+        seen = [torch.from_numpy(data.history(user, part)).long() for user in users.tolist()]
+        scores = score(users)
+        seen = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True).to(scores.device)
+        ranks.append(target_ranks(scores, targets[users].to(scores.device), seen))
+    return torch.cat(ranks)
+
+
+def model_scores(model, data, personal, part):
+    """The `score` of `rank_users` for a trained model."""
+    states, table = user_states(model, data, personal, part), model.item_table().detach()
+    return lambda users: states[users.to(states.device)] @ table.T
+
+
+def batch_loss(model, items, target, personal, real):
+    """Equation (9) on one padded batch -> (total, {"item": ..., "intent": ...}); only real positions count."""
+    table = model.item_table()
+    u = model(items, personal, real, table)  # (P, D)
+    terms = {"item": CatalogueCrossEntropy.apply(u, table, target[real])}
+    loss = terms["item"]
+    if model.has_intents and model.settings.next_intent:
+        terms["intent"] = next_intent_loss(model, u, target[real])
+        loss = loss + model.settings.next_intent * terms["intent"]
+    return loss, terms
+
+
+def train_model(data, library, settings):
+    """Train with the epoch chosen on validation NDCG@10 -> (model, rows of the log). Test items are never looked at.
+
+    Raises FloatingPointError if the loss is not finite, UserError if no history is long enough to train on.
+    """
+    device = pick_device(settings.device)
+    torch.manual_seed(settings.seed)  # initial parameters and dropout; batches have a generator of their own
+    frequency = intent_frequency(data, library) if library else None
+    model = Recommender(settings, len(data.items) - 1, library, frequency).to(device)
+    personal = personal_intents(data, library, settings)
+    rows, flat = training_rows(data, settings.history), torch.from_numpy(data.flat).long()
+    if not len(rows.length):
+        raise UserError(f"{data.folder}: no user has the 4 items that training and two held-out items need: bring longer histories")
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+    shuffle, progress = generator(settings.seed, "model batches"), Progress(settings.epochs, "epoch")
+    best, best_state, best_epoch, log = -1.0, None, 0, []
+    for epoch in range(1, settings.epochs + 1):
+        model.train()
+        started, sums, positions = time.perf_counter(), {}, 0
+        for chosen in batches(rows, settings.batch, shuffle):
+            where, items, real = gather(rows, chosen, flat)
+            intents = None if personal is None else personal[1][where].to(device)
+            target = flat[where + 1].to(device)
+            loss, terms = batch_loss(model, items.to(device), target, intents, real.to(device))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss in epoch {epoch} is {loss.item()}: lower --lr")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            count = int(real.sum())
+            positions += count
+            sums = {name: sums.get(name, 0.0) + term.item() * count for name, term in terms.items()}
+        seconds = time.perf_counter() - started
+        valid = ranking_metrics(rank_users(model_scores(model, data, personal, "valid"), data, "valid"))
+        means = {f"loss_{name}": value / positions for name, value in sums.items()}
+        log.append(dict(epoch=epoch, seconds=round(seconds, 2), **means, **{f"valid_{n}": valid[n] for n in ("HR@10", "NDCG@10")}))
+        if valid["NDCG@10"] > best:
+            best, best_epoch = valid["NDCG@10"], epoch
+            best_state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        losses = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in means.items())
+        progress.show(epoch, f"{losses}  valid NDCG@10 {valid['NDCG@10']:.4f} (best {best:.4f})  {seconds:.1f} s", keep=True)
+        if epoch - best_epoch >= settings.patience:
+            break
+    print(f"best epoch {best_epoch}, chosen on validation: NDCG@10 {best:.4f}")
+    model.load_state_dict(best_state)
+    return model.eval(), log
+
+
+def file_names(intents):
+    """Where a model and its log lie in the run folder."""
+    return ("sasrec.safetensors", "sasrec_log.csv") if intents == "none" else ("model.safetensors", "log.csv")
+
+
+def load_model(folder, intents, data, library):
+    """Read a trained model of a run -> Recommender in eval mode; intents is "none" for the control. Raises UserError."""
+    made_by = f"model.py --run {folder}" + " --intents none" * (intents == "none")
+    path = folder / file_names(intents)[0]
+    tensors, meta = load_artifact(path, made_by, data)
+    frequency = None if library is None else intent_frequency(data, library)
+    model = Recommender(ModelSettings(**meta["settings"]), len(data.items) - 1, library, frequency)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit this version of model.py: make it again with `{made_by}`") from error
+    return model.eval()
+
+
+def train(settings):
+    """Train the recommender of a run, or its control, and write it with its log."""
+    settings, folder = resolve(settings), Path(settings.run)
+    data = load_dataset(settings.data) if settings.data else run_dataset(settings.run)
+    library = None if settings.intents == "none" else load_library(folder, data)
+    kind = "SASRec" if library is None else f"SAERec with {len(library.vectors)} intents"
+    print(f"{kind} on {data.folder}: {len(data.users):,} users, {len(data.items) - 1:,} items")
+    model, log = train_model(data, library, settings)
+    name, log_name = file_names(settings.intents)
+    write_table(folder / log_name, log)
+    save_artifact(folder / name, model.state_dict(), settings, data.hash, [folder / "intents.safetensors"] if library else [])
+
+
+def main(argv=None):
+    return run(argv, __doc__, train=(ModelSettings, train))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

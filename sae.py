@@ -1,0 +1,422 @@
+"""A sparse autoencoder over text embeddings, and the library of named intents that its latents make.
+
+    python sae.py --run runs/ml-100k
+
+embeddings.safetensors [N, E] -> sae.safetensors, intents.safetensors, intents.jsonl, sae_log.csv
+
+The SAE is the TopK one of Gao et al. 2024 (arXiv 2406.04093), on x centred and scaled to mean squared norm 1:
+    z = TopK(relu(W_enc (x - b_dec) + b_enc), K)      x_hat = W_dec^T z + b_dec                         (1)
+    loss = |x - x_hat|^2 / Var(x)  +  1/32 * auxk     Var(x) = 1 by the scaling                         (2)
+    auxk = |r - r_hat|^2 / |r|^2                      r = x - x_hat detached, rebuilt by dead latents   (3)
+Rows of W_dec have unit norm after every step. An intent is a latent that fires on a few items at least and on not
+nearly all; its vector is its decoder row, its name the words that tell its texts from the others.
+
+Simplified against the paper (SAERec, arXiv 2606.18897): sentence embeddings instead of the hidden states of every token (D1), and
+labels from mutual information of words instead of a language model's answers (D2).
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from saerec import (Progress, UserError, common_settings, generator, load_artifact, pick_device, run, run_dataset, save_artifact, setting,
+                    write_lines, write_table)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SaeSettings:
+    run: str = setting("", "run folder", unit="path")
+    latents: int = setting(0, "latents M; 0 takes the power of two nearest to N/4, from 64 to 16384", low=0)
+    active: int = setting(8, "active latents K of a text", low=1)
+    sparsity: str = setting("topk", "what makes codes sparse: TopK, or an L1 penalty", choices=("topk", "l1"))
+    l1: float = setting(0.02, "weight of the L1 penalty on codes, only with --sparsity l1", low=0)
+    steps: int = setting(0, "optimiser steps; 0 takes 50 passes over the texts, from 300 to 20000", low=0)
+    batch: int = setting(256, "texts a step", low=1)
+    lr: float = setting(1e-3, "Adam's learning rate, falling to 0 over the last fifth", low=0)
+    auxk: int = setting(64, "dead latents that rebuild the residual; 0 switches auxk off", low=0)
+    auxk_weight: float = setting(1 / 32, "weight of auxk", origin="Gao et al. 2024, A.2", low=0)
+    dead_after: float = setting(2.0, "a latent is dead if it has not fired for so long", unit="passes over the texts", low=0)
+    held_out: float = setting(0.1, "share of texts kept from training, to measure FVU and labels on", low=0.01, high=0.5)
+    min_items: int = setting(5, "a latent is an intent if it fires on at least so many items", low=1)
+    max_density: float = setting(0.5, "... and on at most this share of texts", low=0, high=1)
+    keywords: int = setting(5, "keywords of an intent", low=1)
+    seed: int = common_settings()[0]
+    device: str = common_settings()[1]
+
+
+def resolve(settings, texts):
+    """Fill in the sizes that follow from the number of texts N, and refuse impossible pairs. Raises UserError.
+
+    M near N/4 gives each latent 4K texts to fire on, on average: enough to name it, few enough to be fine-grained.
+    """
+    latents = settings.latents or 2 ** int(np.clip(np.rint(np.log2(max(texts, 1) / 4)), 6, 14))
+    steps = settings.steps or int(np.clip(50 * texts / settings.batch, 300, 20000))
+    defaults = {f.name: f.default for f in dataclasses.fields(settings)}
+    if settings.sparsity == "topk" and settings.active > latents:
+        raise UserError(f"--active {settings.active} is more than the library's {latents} latents: lower it, or raise --latents")
+    for name, belongs in (("l1", "l1"), ("active", "topk")):
+        if settings.sparsity != belongs and getattr(settings, name) != defaults[name]:
+            raise UserError(f"--{name} changes nothing with --sparsity {settings.sparsity}: leave it out")
+    return dataclasses.replace(settings, latents=latents, steps=steps)
+
+
+# The autoencoder
+
+
+class Codes(NamedTuple):
+    values: torch.Tensor  # float32 [B, K], >= 0
+    latents: torch.Tensor  # int64 [B, K]
+
+
+class SAE(torch.nn.Module):
+    """Equation (1). Everything that encoding needs is a parameter or a buffer, so one file gives the same codes again."""
+
+    def __init__(self, latents, active, width, seed=0):
+        super().__init__()
+        self.active = active  # K; M for the L1 variant, whose codes are not cut
+        rows = F.normalize(torch.randn(latents, width, generator=generator(seed, "sae init")), dim=1)
+        self.W_dec = torch.nn.Parameter(rows)  # (M, E)
+        self.W_enc = torch.nn.Parameter(rows.clone())  # (M, E), starts as the decoder: few latents are born dead
+        self.b_enc = torch.nn.Parameter(torch.zeros(latents))
+        self.b_dec = torch.nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("last_active", torch.zeros(latents, dtype=torch.int64))  # texts seen when it last fired
+
+    def fit_scale(self, embeddings):
+        """Set the statistics that centre embeddings [N, E] and scale them to mean squared norm 1."""
+        self.mean.copy_(embeddings.mean(0))
+        self.scale.copy_((embeddings - self.mean).square().sum(1).mean().sqrt())
+
+    def standardize(self, embeddings):
+        return (embeddings - self.mean) / self.scale
+
+    def encode(self, x):
+        """Codes of standardized x [B, E]: only the K chosen latents are computed with a gradient.
+
+        The product with all M rows serves only to choose, so backward costs K/M of the dense one.
+        """
+        x = x - self.b_dec
+        with torch.no_grad():
+            chosen = (x @ self.W_enc.T + self.b_enc).topk(self.active).indices  # (B, K)
+        rows = F.embedding(chosen, self.W_enc)  # (B, K, E)
+        values = torch.bmm(rows, x[:, :, None])[:, :, 0] + F.embedding(chosen, self.b_enc[:, None])[:, :, 0]
+        return Codes(values.relu(), chosen)
+
+    def decode(self, codes):
+        """x_hat [B, E] of codes: a weighted sum of K decoder rows."""
+        return F.embedding_bag(codes.latents, self.W_dec, per_sample_weights=codes.values, mode="sum") + self.b_dec
+
+    @torch.no_grad()
+    def project_decoder_gradient(self):
+        """Drop the part of the gradient along each unit row, which normalizing would undo anyway and Adam would remember."""
+        self.W_dec.grad -= (self.W_dec.grad * self.W_dec).sum(1, keepdim=True) * self.W_dec
+
+    @torch.no_grad()
+    def normalize_decoder(self):
+        self.W_dec.copy_(F.normalize(self.W_dec, dim=1))
+
+    def dead(self, seen, patience):
+        """Which latents have not fired in the last `patience` of `seen` texts -> bool [M]; used by the loss and the log alike."""
+        return seen - self.last_active > patience
+
+
+def fvu(x, x_hat):
+    """Fraction of variance unexplained: |x - x_hat|^2 / |x - mean(x)|^2 over a set of texts, both [B, E]."""
+    return (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+
+
+def reconstruction_loss(x, x_hat):
+    """Mean |x - x_hat|^2 of x [B, E]; the scaling made Var(x) = 1, so this is the first term of equation (2)."""
+    return (x - x_hat).square().sum(1).mean()
+
+
+def auxk_loss(sae, x, x_hat, dead, k):
+    """Equation (3): the k most active of the dead latents rebuild the residual, which gives them a gradient again.
+
+    x, x_hat: [B, E]; dead: bool [M]. The residual is detached, so living latents don't feel this. Gao et al. 2024, A.2.
+    """
+    residual = (x - x_hat).detach()
+    rows = dead.nonzero()[:, 0]
+    pre = ((x - sae.b_dec).detach() @ sae.W_enc[rows].T + sae.b_enc[rows]).relu()  # (B, dead)
+    values, chosen = pre.topk(min(k, len(rows)))
+    rebuilt = F.embedding_bag(chosen, sae.W_dec[rows], per_sample_weights=values, mode="sum")  # (B, E)
+    return (residual - rebuilt).square().sum() / residual.square().sum().clamp_min(1e-12)
+
+
+@torch.no_grad()
+def encode_all(sae, embeddings, batch=4096):
+    """Codes of all embeddings [N, E], in slices."""
+    device = sae.mean.device
+    parts = [sae.encode(sae.standardize(part.to(device))) for part in embeddings.split(batch)]
+    return Codes(*(torch.cat(column).cpu() for column in zip(*parts)))
+
+
+@torch.no_grad()
+def measure(sae, embeddings, batch=4096):
+    """(FVU, L0) over embeddings [N, E]; L0 is the mean number of positive codes of a text."""
+    device, error, total, positive = sae.mean.device, 0.0, 0.0, 0
+    center = sae.standardize(embeddings.mean(0).to(device))
+    for part in embeddings.split(batch):
+        x = sae.standardize(part.to(device))
+        codes = sae.encode(x)
+        error += (x - sae.decode(codes)).square().sum().item()
+        total += (x - center).square().sum().item()
+        positive += (codes.values > 0).sum().item()
+    return error / total, positive / len(embeddings)
+
+
+def train_sae(embeddings, settings):
+    """Train on embeddings [N, E] -> (SAE, held-out mask bool [N], rows of the log).
+
+    Raises UserError if there are too few texts, FloatingPointError if the loss is not finite.
+    """
+    texts, width = embeddings.shape
+    held_out = torch.zeros(texts, dtype=torch.bool)
+    held_out[torch.randperm(texts, generator=generator(settings.seed, "held-out texts"))[: round(texts * settings.held_out)]] = True
+    train, test = embeddings[~held_out], embeddings[held_out]
+    if len(train) < 2 or len(test) < 2:
+        raise UserError(f"{texts} texts are too few to train on and hold some out: bring at least {int(np.ceil(2 / settings.held_out))}")
+    device = pick_device(settings.device)
+    sae = SAE(settings.latents, settings.latents if settings.sparsity == "l1" else settings.active, width, settings.seed)
+    sae.fit_scale(train)
+    sae.to(device)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=settings.lr)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 5 * (1 - step / settings.steps)))
+    shuffle, order = generator(settings.seed, "sae batches"), torch.empty(0, dtype=torch.int64)
+    patience, seen, log = settings.dead_after * len(train), 0, []
+    progress = Progress(settings.steps, "sae step")
+    for step in range(1, settings.steps + 1):
+        if len(order) < min(settings.batch, len(train)):
+            order = torch.cat([order, torch.randperm(len(train), generator=shuffle)])
+        x, order = sae.standardize(train[order[: settings.batch]].to(device)), order[settings.batch :]
+        codes = sae.encode(x)
+        x_hat = sae.decode(codes)
+        dead = sae.dead(seen, patience)
+        loss = reconstruction = reconstruction_loss(x, x_hat)
+        if settings.sparsity == "l1":
+            loss = loss + settings.l1 * codes.values.sum(1).mean()
+        elif settings.auxk and dead.any():
+            loss = loss + settings.auxk_weight * auxk_loss(sae, x, x_hat, dead, settings.auxk)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss of SAE step {step} is {loss.item()}: lower --lr")
+        optimizer.zero_grad()
+        loss.backward()
+        sae.project_decoder_gradient()
+        optimizer.step()
+        sae.normalize_decoder()
+        decay.step()
+        seen += len(x)
+        sae.last_active[codes.latents[codes.values > 0]] = seen
+        if step % max(settings.steps // 20, 1) == 0 or step == settings.steps:
+            (test_fvu, l0), dead_share = measure(sae, test), sae.dead(seen, patience).float().mean().item()
+            log.append(dict(step=step, loss=loss.item(), train_fvu=reconstruction.item(), fvu=test_fvu, l0=l0, dead=dead_share))
+            progress.show(step, f"FVU {test_fvu:.3f} (train {reconstruction.item():.3f})  L0 {l0:.1f}  dead {dead_share:.1%}", keep=True)
+    return sae, held_out, log
+
+
+# The intent library
+
+
+def item_codes(codes, text_item, items, intent_of_latent):
+    """Average the codes of each item's texts -> CSR (indptr int64 [V+2], indices int32, values float32) over intents.
+
+    codes: of N texts; text_item: int [N], 1..V; items: V; intent_of_latent: int64 [M], -1 for a latent that is no intent.
+    """
+    values, latents = codes.values.numpy(), codes.latents.numpy()
+    intent = intent_of_latent[latents]  # (N, K)
+    text, slot = np.nonzero((intent >= 0) & (values > 0))
+    intents = int(intent_of_latent.max()) + 1
+    texts_of_item = np.bincount(text_item, minlength=items + 1)
+    cells, place = np.unique(text_item[text].astype(np.int64) * intents + intent[text, slot], return_inverse=True)
+    sums = np.bincount(place, weights=values[text, slot], minlength=len(cells))
+    row = cells // max(intents, 1)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=items + 1))])
+    return indptr, (cells % max(intents, 1)).astype(np.int32), (sums / texts_of_item[row]).astype(np.float32)
+
+
+STOP_WORDS = frozenset(
+    "a about after all also am an and any are as at be been but by can do does for from get got had has have he her him his how i if in "
+    "into is it its just me more most my no not of on one only or other our out over she so some such than that the their them then there "
+    "these they this to too up us very was we were what when which who will with would you your s t".split()
+)
+
+
+def terms_of(text):
+    """The set of words and two-word phrases of a text, lower-cased; phrases don't cross punctuation or stop words."""
+    terms = set()
+    for phrase in re.split(r"[^\w\s'&-]+", text.lower()):
+        before = None
+        for word in re.findall(r"\w[\w'-]*", phrase):
+            word = None if word in STOP_WORDS or len(word) < 2 else word.removesuffix("'s")
+            if word:
+                terms.add(word)
+            if word and before:
+                terms.add(f"{before} {word}")
+            before = word
+    return terms
+
+
+class Terms(NamedTuple):
+    """Which terms occur in which texts, as CSR over texts."""
+
+    names: list
+    indptr: np.ndarray  # int64 [N+1]
+    indices: np.ndarray  # int32
+
+    def of(self, texts):
+        """The term numbers of the given texts, one after the other."""
+        return np.concatenate([self.indices[self.indptr[t] : self.indptr[t + 1]] for t in texts] or [self.indices[:0]])
+
+
+def count_terms(texts, least=3):
+    """Terms that occur in at least `least` of the texts -> Terms."""
+    number, indices, indptr = {}, [], [0]
+    for text in texts:
+        indices.extend(number.setdefault(term, len(number)) for term in sorted(terms_of(text)))
+        indptr.append(len(indices))
+    indices, names = np.array(indices, np.int64), list(number)
+    kept = np.bincount(indices, minlength=len(names)) >= least
+    renumber = np.where(kept, np.cumsum(kept) - 1, -1)
+    stay = np.concatenate([[0], np.cumsum(kept[indices])])
+    return Terms([n for n, k in zip(names, kept) if k], stay[indptr], renumber[indices[kept[indices]]].astype(np.int32))
+
+
+def mutual_information(both, term, active, total):
+    """MI in nats of a term's presence and an intent's activity, from counts of texts: with both, the term, the intent, in all."""
+    mi = 0.0
+    for joint, a, b in (
+        (both, term, active),
+        (term - both, term, total - active),
+        (active - both, total - term, active),
+        (total - term - active + both, total - term, total - active),
+    ):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mi = mi + np.where(joint > 0, joint / total * np.log(joint * total / (a * b)), 0.0)
+    return mi
+
+
+def find_keywords(terms, active_texts, frequency, total, count):
+    """The `count` terms that best tell an intent's texts from the others -> [(term number, log-odds weight)].
+
+    active_texts: numbers of the training texts where it fires; frequency: int64 [terms], training texts that hold each
+    term. Only terms more frequent in its texts count, and none that shares a word with a better one.
+    """
+    both = np.bincount(terms.of(active_texts), minlength=len(frequency))
+    active = len(active_texts)
+    candidates = np.nonzero((both >= 2) & (both * total > frequency * active))[0]
+    mi = mutual_information(both[candidates], frequency[candidates], active, total)
+    chosen, used = [], set()
+    for term in candidates[np.lexsort((candidates, -mi))]:
+        words = set(terms.names[term].split())
+        if len(chosen) < count and not words & used:
+            used |= words
+            inside = (both[term] + 0.5) / (active + 1)
+            outside = (frequency[term] - both[term] + 0.5) / (total - active + 1)
+            chosen.append((int(term), float(np.log(inside / outside))))
+    return chosen
+
+
+def auroc(scores, positive):
+    """Chance that a positive scores above a negative, ties half -> float, or None without both. [n], bool [n]."""
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # 1-based, ties share their mean
+    n = positive.sum()
+    if n == 0 or n == len(positive):
+        return None
+    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
+
+
+def build_library(codes, held_out, data, settings):
+    """Select intents among the latents, name and measure them -> (latent number of each intent int32 [J], CSR, rows of intents.jsonl).
+
+    codes: of N texts; held_out: bool [N], texts that neither the SAE nor the labels saw, on which detection is measured:
+    the AUROC of the summed weights of the keywords in a text, against whether the intent fires on it.
+    """
+    values, latents = codes.values.numpy(), codes.latents.numpy()
+    total, fires = len(values), values > 0
+    density = np.bincount(latents[fires], minlength=settings.latents) / total
+    text = np.nonzero(fires)[0]
+    pairs = np.unique(latents[fires].astype(np.int64) * len(data.items) + data.text_item[text])
+    items_of_latent = np.bincount(pairs // len(data.items), minlength=settings.latents)
+    kept = np.nonzero((items_of_latent >= settings.min_items) & (density <= settings.max_density))[0]
+    if not len(kept):
+        raise UserError(
+            f"none of the {settings.latents} latents fires on at least {settings.min_items} items and at most "
+            f"{settings.max_density:.0%} of the texts: train longer (--steps), or lower --min-items"
+        )
+    intent_of_latent = np.full(settings.latents, -1)
+    intent_of_latent[kept] = np.arange(len(kept))
+    indptr, indices, weights = item_codes(codes, data.text_item, len(data.items) - 1, intent_of_latent)
+
+    terms = count_terms(data.texts)
+    training = np.nonzero(~held_out)[0]
+    frequency = np.bincount(terms.of(training), minlength=len(terms.names))
+    test = np.nonzero(held_out)[0]
+    test_terms, test_text = terms.of(test), np.repeat(np.arange(len(test)), np.diff(terms.indptr)[test])
+    by_intent = np.argsort(latents[fires], kind="stable")
+    fired = np.split(by_intent, np.cumsum(np.bincount(latents[fires], minlength=settings.latents))[:-1])
+    item_row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    item_cells = np.split(np.argsort(indices, kind="stable"), np.cumsum(np.bincount(indices, minlength=len(kept)))[:-1])
+    rows, labels, progress = [], set(), Progress(len(kept), "naming intents")
+    for intent, latent in enumerate(kept):
+        active, strength = text[fired[latent]], values[fires][fired[latent]]
+        keywords = find_keywords(terms, active[~held_out[active]], frequency, len(training), settings.keywords)
+        names = [terms.names[term] for term, _ in keywords] or [f"latent {latent}"]
+        parts = next((n for n in range(min(2, len(names)), len(names) + 1) if ", ".join(names[:n]) not in labels), len(names))
+        label = ", ".join(names[:parts])
+        label = f"{label} ({latent})" if label in labels else label
+        labels.add(label)
+        weight = np.zeros(len(terms.names))
+        for term, log_odds in keywords:
+            weight[term] = log_odds
+        score = np.bincount(test_text, weights=weight[test_terms], minlength=len(test))
+        strongest = active[np.lexsort((active, -strength))][:5]
+        cells = item_cells[intent]
+        top_items = item_row[cells[np.lexsort((item_row[cells], -weights[cells]))][:5]]
+        rows.append(dict(
+            intent=intent, latent=int(latent), label=label, keywords=names, texts=[data.texts[t] for t in strongest],
+            items=[data.items[i] for i in top_items], density=float(density[latent]),
+            detection_auroc=auroc(score, np.isin(test, active)),
+        ))  # fmt: skip
+        progress.show(intent + 1)
+    return kept.astype(np.int32), (indptr, indices, weights), rows
+
+
+def train(settings):
+    """Train the SAE of a run and write it with its intent library."""
+    folder = Path(settings.run)
+    data = run_dataset(settings.run)
+    source, path = folder / "embeddings.safetensors", folder / "sae.safetensors"
+    embeddings = load_artifact(source, f"embed.py --data {data.folder} --run {folder}", data)[0]["embeddings"]
+    settings = resolve(settings, len(embeddings))
+    print(f"{len(embeddings):,} texts of width {embeddings.shape[1]}, {settings.latents} latents, {settings.steps} steps")
+    sae, held_out, log = train_sae(embeddings, settings)
+    sae.cpu()
+    codes = encode_all(sae, embeddings)
+    latent, (indptr, indices, values), rows = build_library(codes, held_out.numpy(), data, settings)
+    save_artifact(path, sae.state_dict(), settings, data.hash, [source])
+    vectors = sae.W_dec[torch.from_numpy(latent).long()]
+    csr = dict(indptr=torch.from_numpy(indptr), indices=torch.from_numpy(indices), values=torch.from_numpy(values))
+    save_artifact(folder / "intents.safetensors", dict(vectors=vectors, latent=torch.from_numpy(latent), **csr), settings, data.hash, [path])
+    write_table(folder / "sae_log.csv", log)
+    write_lines(folder / "intents.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
+    scores = [row["detection_auroc"] for row in rows if row["detection_auroc"] is not None]
+    print(f"{len(rows)} intents of {settings.latents} latents; detection AUROC of the labels: median {np.median(scores):.2f} over {len(scores)}")
+    for row in sorted(rows, key=lambda r: -(r["detection_auroc"] or 0))[:5]:
+        print(f"  {row['label']}: {' | '.join(t[:50] for t in row['texts'][:3])}")
+
+
+def main(argv=None):
+    return run(argv, __doc__, train=(SaeSettings, train))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,394 @@
+"""The recommender: layers against torch's own, properties of the whole model, training."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model
+import saerec
+from conftest import copy_run, make_run, write_dataset
+
+V, J, E = 30, 7, 6
+BASE = model.ModelSettings(width=8, layers=2, heads=2, dropout=0.5, history=12, personal=3, public=2, epochs=3, batch=8)
+VARIANTS = {
+    "default": {},
+    "similarity": dict(retrieval="similarity"),
+    "paper": dict(paper=True),
+    "personal only": dict(public=0),
+    "public only": dict(personal=0),
+    "no branches": dict(personal=0, public=0),
+    "sasrec": dict(intents="none", personal=5, public=5),
+}
+
+
+def random_library(seed=0):
+    g = np.random.default_rng(seed)
+    codes = g.random((V + 1, J)).astype(np.float32) * (g.random((V + 1, J)) < 0.4)
+    codes[[0, 5]] = 0  # padding, and an item without text
+    indptr = np.concatenate([[0], np.cumsum((codes > 0).sum(1))])
+    vectors = F.normalize(torch.randn(J, E, generator=torch.Generator().manual_seed(seed)), dim=1)
+    return model.Library(vectors, torch.from_numpy(indptr), torch.from_numpy(np.nonzero(codes)[1].astype(np.int32)), torch.from_numpy(codes[codes > 0])), codes  # fmt: skip
+
+
+LIBRARY, CODES = random_library()
+FREQUENCY = (torch.tensor([5.0, 9, 1, 30, 2, 8, 4]), 60)
+
+
+def build(seed=0, **changes):
+    settings = model.resolve(dataclasses.replace(BASE, **changes))
+    torch.manual_seed(seed)
+    needs = settings.intents != "none"
+    net = model.Recommender(settings, V, LIBRARY if needs else None, FREQUENCY if needs else None)
+    with torch.no_grad():
+        for p in net.parameters():  # large enough that everything matters
+            p += 0.3 * torch.randn(p.shape)
+        net.item.weight[0] = 0
+        if needs and settings.retrieval == "similarity":
+            net.df.copy_(FREQUENCY[0])
+            net.n.fill_(FREQUENCY[1])
+    return net.eval()
+
+
+def histories(lengths, seed=0):
+    """Histories in Dataset's form, and their personal intents -> (start, flat, intents int32 [interactions, k])."""
+    g = np.random.default_rng(seed)
+    start = np.concatenate([[0], np.cumsum(lengths)])
+    flat = g.integers(1, V + 1, start[-1]).astype(np.int32)
+    idf = model.inverse_frequency(*FREQUENCY)
+    return start, flat, model.activation_retrieval(start, flat, LIBRARY, idf, 3, 0.9)[1]
+
+
+def batch_of(net, start, flat, personal, rows=None):
+    """Padded (items, personal or None, target, real) of whole histories, the last item of each being only a target."""
+    rows = rows or model.Rows(torch.from_numpy(start[:-1]), torch.from_numpy(np.diff(start) - 1))
+    where, items, real = model.gather(rows, torch.arange(len(rows.length)), torch.from_numpy(flat).long())
+    needs = net.has_intents and net.settings.retrieval == "activation" and net.settings.personal
+    return items, personal[where] if needs else None, torch.from_numpy(flat).long()[where + 1], real
+
+
+def states(net, items, personal, wanted):
+    with torch.no_grad():
+        return net(items, personal, wanted, net.item_table())
+
+
+def copy_into_torch(ours):
+    """torch.nn.MultiheadAttention with the weights of one of our blocks."""
+    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([m.weight for m in (ours.query, ours.key, ours.value)]))
+        theirs.in_proj_bias.copy_(torch.cat([m.bias for m in (ours.query, ours.key, ours.value)]))
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    return theirs
+
+
+def finish(ours, x, attended):
+    x = ours.attention_norm(x + attended)
+    return ours.forward_norm(x + ours.contract(F.gelu(ours.expand(x))))
+
+
+def test_self_attention_is_torchs_own():
+    block, x = model.SelfAttention(8, 2, 0.3).eval(), torch.randn(4, 9, 8)
+    mask = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1)
+    attended, _ = copy_into_torch(block)(x, x, x, attn_mask=mask)
+    torch.testing.assert_close(block(x), finish(block, x, attended))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cross_attention_is_torchs_own(shared):
+    block, x, z = model.CrossAttention(8, 2, 0.3).eval(), torch.randn(11, 8), torch.randn(J + 1, 8)
+    chosen = torch.tensor([4, 0, 7]) if shared else torch.randint(0, J + 1, (11, 3))
+    keys = z[chosen].expand(11, 3, 8)
+    attended, _ = copy_into_torch(block)(x[:, None], keys, keys)
+    torch.testing.assert_close(block(x, z, chosen), finish(block, x, attended[:, 0]))
+
+
+def test_fusion_by_hand():
+    a = torch.tensor([[1.0, 0, 0, 0]])
+    branches = torch.tensor([[[2.0, 0, 0, 0], [0, 4.0, 0, 0]]])  # <a, b> / sqrt(4) = 1 and 0
+    w = np.exp(1) / (np.exp(1) + 1)
+    torch.testing.assert_close(model.fuse(a, branches), torch.tensor([[1 + 2 * w, 4 * (1 - w), 0, 0]], dtype=torch.float32))
+
+
+def test_grounded_items_by_equation():
+    net = build()
+    P, codes = net.ground.weight.T, torch.from_numpy(CODES)  # (E, D), (V+1, J)
+    expected = net.item.weight + codes @ (LIBRARY.vectors @ P)
+    torch.testing.assert_close(net.item_table(), expected)
+    torch.testing.assert_close(net.item_table()[5], net.item.weight[5])  # no text: its id alone
+    assert net.item_table()[0].abs().sum() == 0
+
+
+def test_next_intent_loss_by_equation():
+    net, u, target = build(), torch.randn(20, 8), torch.randint(1, V + 1, (20,))
+    target[3] = 5  # without codes, left out
+    log_q = (u @ (LIBRARY.vectors @ net.predict.weight.T).T).log_softmax(1)
+    codes = torch.from_numpy(CODES)[target]
+    has = codes.sum(1) > 0
+    expected = -(codes[has] / codes[has].sum(1, keepdim=True) * log_q[has]).sum(1).mean()
+    torch.testing.assert_close(model.next_intent_loss(net, u, target), expected)
+
+
+@pytest.mark.parametrize("cells", [1, 100, 10**6])
+def test_fused_cross_entropy_is_torchs_own(cells):
+    u, table = torch.randn(23, 8, requires_grad=True), torch.randn(V + 1, 8, requires_grad=True)
+    target = torch.randint(1, V + 1, (23,))
+    expected = F.cross_entropy((u @ table[1:].T), target - 1)
+    wanted = torch.autograd.grad(3 * expected, (u, table))
+    loss = model.CatalogueCrossEntropy.apply(u, table, target, cells)
+    torch.testing.assert_close(loss, expected)
+    for got, want in zip(torch.autograd.grad(3 * loss, (u, table)), wanted):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("cells", [J, 3 * J, 10**6])
+def test_activation_retrieval_by_brute_force(cells):
+    start, flat, _ = histories([4, 9, 1, 6])
+    idf = model.inverse_frequency(*FREQUENCY)
+    strength, intent = model.activation_retrieval(start, flat, LIBRARY, idf, 3, 0.9, cells)
+    for user in range(4):
+        for t in range(start[user], start[user + 1]):
+            tf = sum(0.9 ** (t - i) * CODES[flat[i]] for i in range(start[user], t + 1))
+            r = tf * idf.numpy()
+            best = sorted(range(J), key=lambda j: -r[j])[:3]
+            expected = [j if r[j] > 0 else J for j in best]
+            assert intent[t].tolist() == expected
+            np.testing.assert_allclose(strength[t], [r[j] for j in best], rtol=1e-4, atol=1e-6)
+
+
+def test_more_intents_asked_than_there_are():
+    start, flat, _ = histories([4, 3])
+    strength, intent = model.activation_retrieval(start, flat, LIBRARY, model.inverse_frequency(*FREQUENCY), J + 3, 0.9)
+    assert (intent[:, J:] == J).all() and (strength[:, J:] == 0).all()
+    net = build(personal=J + 3, public=J + 3)
+    assert torch.isfinite(states(net, *(x for x in batch_of(net, start, flat, intent)[:2]), torch.ones(2, 3, dtype=torch.bool))).all()
+
+
+def test_similarity_retrieval_by_equation_and_its_moving_averages():
+    net, h = build(retrieval="similarity"), torch.randn(10, 8)
+    z = net.intent(net.vectors)
+    df, n = net.df.clone(), net.n.clone()
+    cosine = torch.stack([F.cosine_similarity(h, z[j][None], dim=1) for j in range(J)], 1).clamp_min(0)
+    strength, chosen = net.retrieve(h, z)
+    torch.testing.assert_close(strength, (cosine * torch.log((1 + n) / (1 + df))).topk(3).values)
+    assert torch.equal(net.df, df) and torch.equal(net.n, n)  # evaluation moves nothing
+    net.train().retrieve(h, z)
+    counts = torch.zeros(J)
+    for row in cosine:
+        for j in sorted(range(J), key=lambda j: -float(row[j]))[:3]:
+            counts[j] += row[j] > 0
+    torch.testing.assert_close(net.df, 0.9 * df + 0.1 * counts)
+    torch.testing.assert_close(net.n, 0.9 * n + 0.1 * 10)
+
+
+def test_document_frequency_counts_training_interactions(tmp_path):
+    data = saerec.load_dataset(write_dataset(tmp_path / "d"))
+    df, n = model.intent_frequency(data, LIBRARY)
+    expected, count = np.zeros(J), 0
+    for user in range(len(data.users)):
+        for item in data.history(user, "valid"):
+            expected += CODES[item] > 0
+            count += 1
+    assert df.tolist() == expected.tolist() and n == count
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_causality(name):
+    """Changing the items after position t moves no state up to t."""
+    net = build(**VARIANTS[name])
+    start, flat, personal = histories([12] * 3)
+    items, intents, _, real = batch_of(net, start, flat, personal)
+    before = states(net, items, intents, real).view(3, 11, -1)
+    for t in (0, 4, 9):
+        changed = flat.copy().reshape(3, 12)
+        changed[:, t + 1 :] = changed[:, t + 1 :] % V + 1
+        changed = changed.flatten()
+        idf = model.inverse_frequency(*FREQUENCY)
+        items, intents, _, real = batch_of(net, start, changed, model.activation_retrieval(start, changed, LIBRARY, idf, 3, 0.9)[1])
+        after = states(net, items, intents, real).view(3, 11, -1)
+        torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], atol=1e-6, rtol=1e-5)
+        assert (after[:, t + 1 :] - before[:, t + 1 :]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_padding_and_batch_mates_change_nothing(name):
+    net = build(**VARIANTS[name])
+    start, flat, personal = histories([3, 12, 7, 5])
+    items, intents, _, real = batch_of(net, start, flat, personal)
+    together = states(net, items, intents, real).split(real.sum(1).tolist())
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = states(net, items[order], None if intents is None else intents[order], real[order]).split(real.sum(1)[order].tolist())
+    for user in range(4):
+        n = int(real[user].sum())
+        mine = None if intents is None else intents[user : user + 1, :n]
+        alone = states(net, items[user : user + 1, :n], mine, real[user : user + 1, :n])
+        torch.testing.assert_close(together[user], alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(shuffled[order.tolist().index(user)], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_pass_equals_a_row_for_every_prefix(name):
+    """The same loss and gradient as feeding every prefix as a padded row of its own, of which only the last position counts."""
+    net = build(**VARIANTS[name])
+    start, flat, personal = histories([3, 12, 7, 5, 2])
+    items, intents, target, real = batch_of(net, start, flat, personal)
+    loss, _ = model.batch_loss(net, items, target, intents, real)
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    prefixes = [(b, n) for b, end in itertools.pairwise(start.tolist()) for n in range(1, end - b)]
+    begin, length = (torch.tensor(column) for column in zip(*prefixes))
+    items, intents, target, real = batch_of(net, start, flat, personal, model.Rows(begin, length))
+    last = real & (torch.arange(real.shape[1]) == length[:, None] - 1)
+    loss_rows, _ = model.batch_loss(net, items, target, intents, last)
+    loss_rows.backward()
+    torch.testing.assert_close(loss_rows, loss)
+    got = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    assert got.keys() == expected.keys()
+    for n in got:
+        torch.testing.assert_close(got[n], expected[n], atol=2e-6, rtol=1e-4)
+
+
+def test_each_branch_changes_the_output_and_none_is_the_trunk():
+    start, flat, personal = histories([6, 6])
+    whole = build()
+    items, intents, _, real = batch_of(whole, start, flat, personal)
+    outputs = {}
+    for name, off in dict(whole=(), personal=("personal",), public=("public",), both=("personal", "public")).items():
+        settings = model.resolve(dataclasses.replace(BASE, **{branch: 0 for branch in off}))
+        net = model.Recommender(settings, V, LIBRARY, FREQUENCY).eval()
+        missing = net.load_state_dict(whole.state_dict(), strict=False).missing_keys
+        assert not missing
+        outputs[name] = states(net, items, intents if "personal" not in off else None, real)
+    for a, b in itertools.combinations(outputs.values(), 2):
+        assert (a - b).abs().max() > 1e-3
+    trunk = model.Recommender(model.resolve(dataclasses.replace(BASE, **VARIANTS["sasrec"])), V).eval()
+    trunk.load_state_dict(whole.state_dict(), strict=False)
+    table = whole.item_table().detach()
+    torch.testing.assert_close(trunk(items, None, real, table).detach(), outputs["both"])
+
+
+def test_public_intents_are_the_most_frequent():
+    assert build().public_intents().tolist() == [3, 1]
+
+
+def test_rows_cover_every_training_position_once(tmp_path):
+    data = saerec.load_dataset(write_dataset(tmp_path / "d"))
+    for history in (1, 3, 4, 50):
+        rows, seen = model.training_rows(data, history), []
+        for begin, length in zip(rows.begin.tolist(), rows.length.tolist()):
+            assert 1 <= length <= history
+            seen += range(begin, begin + length)
+        allowed = [i for u in range(len(data.users)) for i in range(data.start[u], data.start[u + 1] - 3)]
+        assert sorted(seen) == allowed
+    chosen = torch.cat(model.batches(rows, 7, saerec.generator(0, "x")))
+    assert sorted(chosen.tolist()) == list(range(len(rows.length)))
+
+
+def test_eight_users_overfit(tmp_path):
+    """On 8 users the model learns by heart what each consumed next."""
+    data = saerec.load_dataset(write_dataset(tmp_path / "d", users=8))
+    net = build(width=32, dropout=0.0)
+    personal = model.activation_retrieval(data.start, data.flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)[1]
+    rows, flat = model.training_rows(data, 12), torch.from_numpy(data.flat).long()
+    optimizer = torch.optim.Adam(net.train().parameters(), lr=0.01)
+    where, items, real = model.gather(rows, torch.arange(len(rows.length)), flat)
+    for _ in range(150):
+        loss, terms = model.batch_loss(net, items, flat[where + 1], personal[where], real)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert terms["item"].item() < 0.1
+    u = states(net.eval(), items, personal[where], real)
+    assert (u @ net.item_table().T)[:, 1:].argmax(1).add(1).eq(flat[where + 1][real]).float().mean() == 1
+
+
+def test_save_and_load_give_the_same_scores(tiny_run):
+    data = saerec.run_dataset(tiny_run)
+    library = model.load_library(tiny_run, data)
+    scores = []
+    for _ in range(2):
+        net = model.load_model(tiny_run, "sae", data, library)
+        personal = model.personal_intents(data, library, net.settings)
+        scores.append(model.model_scores(net, data, personal, "test")(torch.arange(5)))
+    assert torch.equal(*scores) and torch.isfinite(scores[0]).all()
+    stored = saerec.load_artifact(tiny_run / "model.safetensors", "")[0]
+    assert all(torch.equal(stored[name], value) for name, value in net.state_dict().items())
+
+
+def test_moving_averages_are_saved(tmp_path, tiny_data, tiny_run):
+    run = copy_run(tiny_run, tmp_path / "run")
+    make_run(tiny_data, run, model="--paper", stages="model")
+    stored = saerec.load_artifact(run / "model.safetensors", "")[0]
+    assert stored["n"] > 0 and stored["df"].sum() > 0
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--width 9 --heads 2", ["--width 9", "--heads 2"]),
+        ("--intents none --personal 3", ["--personal", "changes nothing", "--intents none"]),
+        ("--paper --retrieval similarity", ["--retrieval", "changes nothing", "--paper"]),
+        ("--df-decay 0.5", ["--df-decay", "--retrieval activation"]),
+        ("--retrieval similarity --decay 0.5", ["--decay", "--retrieval similarity"]),
+        ("--personal 0 --decay 0.5", ["--decay", "--personal 0"]),
+        ("--intents some", ["some", "sae, none"]),
+        ("--dropout 1", ["--dropout", "0 to 0.99"]),
+        ("--history 0", ["--history", "at least 1"]),
+        ("--lr 1e30", ["lower --lr"]),
+        ("--colour red", ["--colour"]),
+    ],
+)
+def test_impossible_settings(fails, tmp_path, tiny_run, flags, words):
+    run = copy_run(tiny_run, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    fails(model.main, ["--run", run, "--epochs", "2", "--batch", "8", "--device", "cpu", *flags.split()], *words)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_artifacts_that_do_not_belong_together(fails, tmp_path, tiny_run, tiny_data):
+    fails(model.main, ["--run", tmp_path], "embeddings.safetensors is missing", "embed.py")
+    run = copy_run(tiny_run, tmp_path / "run")
+    (run / "intents.safetensors").unlink()
+    fails(model.main, ["--run", run], "intents.safetensors is missing", "sae.py")
+    other = write_dataset(tmp_path / "other", users=25)
+    other_run = make_run(other, tmp_path / "other_run", stages="embed sae")
+    (run / "intents.safetensors").write_bytes((other_run / "intents.safetensors").read_bytes())
+    fails(model.main, ["--run", run], "intents.safetensors was made from another", "sae.safetensors")
+    (run / "sae.safetensors").unlink()
+    fails(model.main, ["--run", run], "intents.safetensors was made from another dataset", str(tiny_data))
+    fails(model.main, ["--run", tiny_run, "--data", other], "another dataset", str(other))
+
+
+def test_a_dataset_that_changed_after_embedding(fails, tmp_path):
+    folder = write_dataset(tmp_path / "d")
+    run = make_run(folder, tmp_path / "run", stages="embed sae")
+    write_dataset(folder, users=26)
+    fails(model.main, ["--run", run], "has changed since", "embeddings.safetensors")
+
+
+def test_histories_too_short_to_train_on(fails, tmp_path):
+    folder = write_dataset(tmp_path / "d")
+    (folder / "sequences.txt").write_text("".join(f"u{u} i{u} i{u + 10} i{u + 20}\n" for u in range(10)))
+    fails(model.main, ["--run", tmp_path / "run", "--data", folder, "--intents", "none"], "4 items", "longer histories")
+
+
+# A setting that changes nothing is a bug: each of these must change the trained model.
+@pytest.mark.parametrize("flags", ["--intents none", "--paper", "--retrieval similarity", "--retrieval similarity --df-decay 0.5", "--personal 2",
+                                   "--personal 0", "--public 2", "--public 0", "--decay 0.1", "--no-grounded", "--next-intent 1", "--width 12",
+                                   "--layers 1", "--heads 1", "--dropout 0.1", "--history 3", "--epochs 1", "--batch 3", "--lr 0.01", "--seed 4",
+                                   "--patience 1 --epochs 40"])  # fmt: skip
+def test_every_setting_changes_the_model(tmp_path, tiny_data, tiny_run, flags):
+    base = {"--retrieval similarity --df-decay 0.5": "--retrieval similarity", "--patience 1 --epochs 40": "--epochs 40"}.get(flags, "")
+    written = []
+    for more in (base, flags):
+        run = copy_run(tiny_run, tmp_path / f"run{len(written)}")
+        assert model.main(["--run", str(run), "--epochs", "3", "--width", "8", "--batch", "8", "--history", "6", "--device", "cpu", *more.split()]) == 0
+        name = model.file_names("none" if "none" in more else "sae")
+        tensors = saerec.load_artifact(run / name[0], "")[0]
+        log = [line.split(",")[2:] for line in (run / name[1]).read_text().splitlines()]
+        written.append(({name: t.tolist() for name, t in tensors.items()}, log))
+    assert written[0] != written[1]
