@@ -6,14 +6,15 @@ DEVICE ?= auto
 RUN    ?= runs/$(notdir $(DATA))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 PYTHON ?= python3
 # More settings of a stage, such as MODEL_FLAGS="--width 128"
-EMBED_FLAGS ?=
-SAE_FLAGS   ?=
-MODEL_FLAGS ?=
+EMBED_FLAGS  ?=
+SAE_FLAGS    ?=
+SASREC_FLAGS ?=
+MODEL_FLAGS  ?=
 
 PY     := .venv/bin/python
 COMMON  = --seed $(SEED) --device $(DEVICE)
 # A dataset of your own may be gzipped; the bundled one is made plain
-SOURCE  = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz $(DATA)/texts.jsonl $(DATA)/texts.jsonl.gz),$(DATA)/sequences.txt)
+SOURCE  = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz),$(DATA)/sequences.txt) $(wildcard $(DATA)/texts.jsonl $(DATA)/texts.jsonl.gz)
 WEIGHTS = weights/all-MiniLM-L6-v2/config.json
 
 .PHONY: all test clean help

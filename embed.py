@@ -45,7 +45,7 @@ class EmbedSettings:
     weights: str = setting("", f"folder with {', '.join(FILES)} of BERT's family; all-MiniLM-L6-v2 if not given", unit="path")
     embeddings: str = setting("", "safetensors file of embeddings made elsewhere, a row a text", unit="path")
     max_tokens: int = setting(256, "longer texts are cut", unit="tokens with [CLS] and [SEP]", origin="all-MiniLM-L6-v2", low=3)
-    batch_tokens: int = setting(2048, "size of a batch, padding included; the vectors do not depend on it", unit="tokens", low=1)
+    batch_tokens: int = setting(4096, "size of a batch, padding included; vectors do not depend on it", unit="tokens", low=1)
     lsa_width: int = setting(128, "width of --encoder lsa, less if the texts do not allow it", low=2)
     seed: int = common_settings()[0]
     device: str = common_settings()[1]
@@ -106,26 +106,25 @@ class WordPiece:
         path = folder / "vocab.txt"
         try:
             self.vocab = {token: number for number, token in enumerate(path.read_text("utf-8").removesuffix("\n").split("\n"))}
+            self.pad, self.unknown, self.start, self.end = (self.vocab[token] for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not valid UTF-8 (byte {error.start + 1}): copy it again") from error
-        lacking = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in self.vocab]
-        if lacking:
-            raise UserError(f"{path} lacks {', '.join(lacking)}: give the vocabulary of a BERT-family encoder, a token a line")
-        self.pad, self.unknown, self.start, self.end = (self.vocab[token] for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
+        except KeyError as error:
+            raise UserError(f"{path} lacks the token {error}: give the vocabulary of a BERT-family encoder") from error
         self.longest, self.known = max(map(len, self.vocab)), {}  # known: word -> its ids, since most words come again
         options = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
         lower, strip_accents = options.get("do_lower_case", True), options.get("strip_accents")
         strip_accents = lower if strip_accents is None else strip_accents
         self.characters = Characters(lower, strip_accents, options.get("tokenize_chinese_chars", True))
 
-    def __call__(self, text, most=None):
+    def __call__(self, text, most=256):
         """Token ids of a text, [CLS] first and [SEP] last, at most so many -> list of int."""
         ids = []
         for word in text.translate(self.characters).split():
             if word not in self.known:
                 self.known[word] = self.cut(word)
             ids += self.known[word]
-        return [self.start, *ids[: most and most - 2], self.end]
+        return [self.start, *ids[: most - 2], self.end]
 
     def cut(self, word):
         """Ids of a word's pieces; all pieces but the first are in the vocabulary with ## before them."""
@@ -215,7 +214,7 @@ class Bert:
 
         ids: int64 [B, S], padded with any token; lengths: int64 [B], the real tokens of each row.
         """
-        B, S = ids.shape
+        ids, lengths, (B, S) = ids.to(self.words.device), lengths.to(self.words.device), ids.shape
         real = torch.arange(S, device=ids.device) < lengths[:, None]  # (B, S)
         mask = None if real.all() else real[:, None, None]  # (B, 1, 1, S)
 
@@ -254,7 +253,7 @@ def load_encoder(folder, max_tokens=256, device="cpu"):
 
 
 @torch.inference_mode()
-def encode(texts, tokenizer, bert, max_tokens=256, batch_tokens=2048, device="cpu"):
+def encode(texts, tokenizer, bert, max_tokens=256, batch_tokens=4096):
     """Sentence vectors of texts -> float32 [N, E] on the CPU.
 
     Texts are sorted by their number of tokens, so a batch, which holds at most batch_tokens (but one text at least), has
@@ -269,7 +268,7 @@ def encode(texts, tokenizer, bert, max_tokens=256, batch_tokens=2048, device="cp
         chosen = order[begin : begin + max(1, batch_tokens // S)]
         padded = torch.tensor([ids[i] + [tokenizer.pad] * (S - len(ids[i])) for i in chosen])  # (B, S)
         lengths = torch.tensor([len(ids[i]) for i in chosen])  # (B,)
-        vectors[chosen] = bert(padded.to(device), lengths.to(device)).cpu()
+        vectors[chosen] = bert(padded, lengths).cpu()
         begin, done = begin + len(chosen), done + int(lengths.sum())
         progress.show(done)
     return vectors
@@ -314,12 +313,14 @@ def lsa(texts, width=128, seed=0, device="cpu"):
     vectors = F.normalize(A @ V).float().cpu()  # (N, E)
     held, bare = S[:rank].square().sum() / value.square().sum(), int((vectors == 0).all(1).sum())
     capped = f" ({width} are more than the texts allow)" if rank < width else ""
-    print(f"lsa: {rank} dimensions{capped} hold {held:.0%} of {W:,} words; {bare} text(s) share no word with another and get zeros")
+    print(f"lsa: {rank} dimensions{capped} keep {held:.0%} of the variance of {W:,} words")
+    if bare:
+        print(f"lsa: {bare} text(s) have no word in common with another and get zeros")
     return vectors
 
 
 def provided(path, data):
-    """Embeddings made elsewhere, in any float type, kept as they are -> float32 [N, E]. Raises UserError.
+    """Embeddings made elsewhere, in any float type and of any length -> float32 [N, E]. Raises UserError.
 
     The file's tensor `embeddings` has a row for each text that load_dataset keeps, in that order; `item` (int [N], 1..V)
     is optional and is compared.
@@ -336,12 +337,12 @@ def provided(path, data):
     if item is not None and (item.shape != (N,) or item.is_floating_point()):
         raise UserError(f"{path}: `item` is {item.dtype} {list(item.shape)}: give integers [{N}], or leave it out")
     vectors = given.float()
-    wrong = ~vectors.isfinite().all(1) if item is None else ~vectors.isfinite().all(1) | (item != kept)
+    wrong = ~vectors.isfinite().all(1) if item is None else ~vectors.isfinite().all(1) | (item.long() != kept)
     if wrong.any():
-        n = int(wrong.nonzero()[0, 0])
+        n, count = int(wrong.nonzero()[0, 0]), int(wrong.sum())
         odd = [value for value in vectors[n].tolist() if not math.isfinite(value)]
-        what = f"holds {odd[0]}: embed it again" if odd else f"has item {item[n]}, not {kept[n]}: put the rows in the texts' order"
-        raise UserError(f"{path} row {n + 1} (item {data.items[kept[n]]!r}), and {int(wrong.sum()) - 1} more, {what}")
+        what = f"holds {odd[0]}" if odd else f"is for item number {item[n]}, not {kept[n]}"
+        raise UserError(f"{path} row {n + 1} (item {data.items[kept[n]]!r}) {what}; {count} row(s) are so: embed them again")
     if (vectors == vectors[0]).all():
         raise UserError(f"{path}: all {N} rows are the same, so nothing can be learned from them: embed the texts again")
     return vectors
@@ -362,8 +363,8 @@ def embed(settings):
     source = "provided" if settings.embeddings else settings.encoder
     for f in dataclasses.fields(settings):
         if f.name in IDLE[source] and getattr(settings, f.name) != f.default:
-            given = "--embeddings" if settings.embeddings else f"--encoder {source}"
-            raise UserError(f"--{f.name.replace('_', '-')} changes nothing with {given}: leave one of the two out")
+            beside = "--embeddings" if settings.embeddings else f"--encoder {source}"
+            raise UserError(f"--{f.name.replace('_', '-')} changes nothing with {beside}: leave one of the two out")
     device, data, made_by = pick_device(settings.device), load_dataset(settings.data), {"name": source}
     if source == "provided":
         vectors, made_by["file"] = provided(settings.embeddings, data), file_hash(settings.embeddings)
@@ -372,7 +373,7 @@ def embed(settings):
     else:
         folder = Path(settings.weights) if settings.weights else fetch_weights()
         encoder = load_encoder(folder, settings.max_tokens, device)
-        vectors = encode(data.texts, *encoder, settings.max_tokens, settings.batch_tokens, device)
+        vectors = encode(data.texts, *encoder, settings.max_tokens, settings.batch_tokens)
         made_by = {"name": folder.resolve().name, **{file: file_hash(folder / file) for file in FILES}}
     path = Path(settings.run) / "embeddings.safetensors"
     save_artifact(path, {"embeddings": vectors, "item": torch.from_numpy(data.text_item)}, settings, data.hash, encoder=made_by)

@@ -54,7 +54,7 @@ class ModelSettings:
     history: int = setting(50, "most recent items that are looked at", unit="items", origin="SAERec's code", low=1)
     epochs: int = setting(100, "most passes over the training data", low=1)
     patience: int = setting(10, "epochs without a better validation NDCG@10 before training stops", low=1)
-    batch: int = setting(32, "histories a step", low=1)
+    batch: int = setting(1024, "training positions a step; short histories come many at a time", unit="positions", low=1)
     lr: float = setting(1e-3, "Adam's learning rate", origin="SAERec's code", low=0)
     seed: int = common_settings()[0]
     device: str = common_settings()[1]
@@ -114,7 +114,6 @@ def activation_retrieval(start, flat, library, idf, k, decay, cells=2**25):
     interaction i. A slab of users advances in step, at most `cells` running sums at a time.
     """
     J = len(library.vectors)
-    k_found = min(k, J)
     strength, intent = torch.zeros(len(flat), k), torch.full((len(flat), k), J, dtype=torch.int32)
     indptr, indices, values = (getattr(library, name).numpy() for name in ("indptr", "indices", "values"))
     lengths = np.diff(start)
@@ -129,9 +128,9 @@ def activation_retrieval(start, flat, library, idf, k, decay, cells=2**25):
             user = np.repeat(np.arange(alive), codes)
             tf[:alive] *= decay
             tf[user, indices[cell]] += torch.from_numpy(values[cell])  # an item holds an intent once: no cell twice
-            largest, chosen = (tf[:alive] * idf).topk(k_found)
-            strength[row, :k_found] = largest
-            intent[row, :k_found] = torch.where(largest > 0, chosen, J).int()
+            largest, chosen = (tf[:alive] * idf).topk(k)
+            strength[row] = largest
+            intent[row] = torch.where(largest > 0, chosen, J).int()
     return strength, intent
 
 
@@ -234,7 +233,7 @@ class Recommender(torch.nn.Module):
         """
         with torch.no_grad():
             tf = (F.normalize(h, dim=1) @ F.normalize(z[:-1], dim=1).T).relu()  # (P, J)
-            k = min(self.settings.personal, tf.shape[1])
+            k = self.settings.personal
             strength, chosen = (tf * inverse_frequency(self.df, self.n)).topk(k)
             if self.training:
                 top, keep = tf.topk(k), self.settings.df_decay
@@ -245,7 +244,7 @@ class Recommender(torch.nn.Module):
 
     def public_intents(self):
         """The g intents of the highest document frequency -> int64 [g]."""
-        return self.df.topk(min(self.settings.public, len(self.df))).indices
+        return self.df.topk(self.settings.public).indices
 
     def embed(self, items, table):
         """Equation (2): items int64 [B, T] -> h [B, T, D]."""
@@ -361,10 +360,15 @@ def evaluation_rows(data, part, history):
     return Rows(begin, end - begin)
 
 
-def batches(rows, size, shuffle=None):
-    """Numbers of the rows of each batch, similar lengths together so that little is padded; shuffled by a generator if given."""
+def batches(rows, positions, shuffle=None):
+    """Numbers of the rows of each batch -> list of int64; about so many positions a batch, but one row at least.
+
+    Rows of similar lengths go together, so that little is padded; a generator shuffles equal lengths and the batches.
+    """
     noise = torch.rand(len(rows.length), generator=shuffle) if shuffle else 0
-    parts = (rows.length + noise).argsort(stable=True).split(size)
+    order = (rows.length + noise).argsort(stable=True)
+    batch = (rows.length[order].cumsum(0) - 1) // positions
+    parts = order.split(torch.unique_consecutive(batch, return_counts=True)[1].tolist())
     return [parts[i] for i in torch.randperm(len(parts), generator=shuffle)] if shuffle else parts
 
 
@@ -395,14 +399,14 @@ def personal_intents(data, library, settings):
 
 
 @torch.no_grad()
-def user_states(model, data, personal, part, batch=1024):
+def user_states(model, data, personal, part, positions=2**15):
     """State u of each user before their held-out item of "valid" or "test" -> float32 [users, D] on the model's device."""
     was_training, device = model.training, model.item.weight.device
     model.eval()
     flat, table = torch.from_numpy(data.flat).long(), model.item_table()
     rows = evaluation_rows(data, part, model.settings.history)
     states = torch.empty(len(rows.length), table.shape[1], device=device)
-    for chosen in batches(rows, batch):
+    for chosen in batches(rows, positions):
         where, items, real = gather(rows, chosen, flat)
         last = real & ~F.pad(real, (0, 1))[:, 1:]
         intents = None if personal is None else personal[1][where].to(device)
@@ -470,12 +474,13 @@ def train_model(data, library, settings):
     if not len(rows.length):
         raise UserError(f"{data.folder}: no user has the 4 items that training and two held-out items need: bring longer histories")
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
-    shuffle, progress = generator(settings.seed, "model batches"), Progress(settings.epochs, "epoch")
+    shuffle, progress = generator(settings.seed, "model batches"), Progress(settings.epochs, "epoch", "s left at most")
     best, best_state, best_epoch, log = -1.0, None, 0, []
     for epoch in range(1, settings.epochs + 1):
         model.train()
         started, sums, positions = time.perf_counter(), {}, 0
-        for chosen in batches(rows, settings.batch, shuffle):
+        parts = batches(rows, settings.batch, shuffle)
+        for step, chosen in enumerate(parts, 1):
             where, items, real = gather(rows, chosen, flat)
             intents = None if personal is None else personal[1][where].to(device)
             target = flat[where + 1].to(device)
@@ -488,6 +493,7 @@ def train_model(data, library, settings):
             count = int(real.sum())
             positions += count
             sums = {name: sums.get(name, 0.0) + term.item() * count for name, term in terms.items()}
+            progress.show(round(epoch - 1 + step / (len(parts) + 1), 2), f"loss {loss.item():.3f}")
         seconds = time.perf_counter() - started
         valid = ranking_metrics(rank_users(model_scores(model, data, personal, "valid"), data, "valid"))
         means = {f"loss_{name}": value / positions for name, value in sums.items()}
@@ -528,6 +534,9 @@ def train(settings):
     settings, folder = resolve(settings), Path(settings.run)
     data = load_dataset(settings.data) if settings.data else run_dataset(settings.run)
     library = None if settings.intents == "none" else load_library(folder, data)
+    for name in ("personal", "public") if library else ():
+        if getattr(settings, name) > len(library.vectors):
+            raise UserError(f"--{name} {getattr(settings, name)} is more than the {len(library.vectors)} intents of {folder}: lower it")
     kind = "SASRec" if library is None else f"SAERec with {len(library.vectors)} intents"
     print(f"{kind} on {data.folder}: {len(data.users):,} users, {len(data.items) - 1:,} items")
     model, log = train_model(data, library, settings)

@@ -142,8 +142,8 @@ def generator(seed, purpose):
 class Progress:
     """One self-updating line on a terminal, a plain line now and then otherwise; both with the time left."""
 
-    def __init__(self, total, label):
-        self.total, self.label, self.start, self.shown = total, label, time.perf_counter(), 0.0
+    def __init__(self, total, label, left="s left"):
+        self.total, self.label, self.left, self.start, self.shown = total, label, left, time.perf_counter(), 0.0
         self.live = sys.stdout.isatty()
 
     def show(self, done, info="", keep=False):
@@ -154,8 +154,8 @@ class Progress:
             return
         self.shown = now
         left = (now - self.start) * (self.total - done) / max(done, 1)
-        when = f"{now - self.start:.0f} s" if last else f"{left:.0f} s left"
-        line = f"{self.label} {done}/{self.total}  {info}  {when}"
+        when = f"{now - self.start:.0f} s" if last else f"{left:.0f} {self.left}"
+        line = f"{self.label} {done:g}/{self.total}  {info}{'  ' * bool(info)}{when}"
         print(f"\r\033[K{line}" if self.live else line, end="\n" if keep or last or not self.live else "", flush=True)
 
 

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 TOPICS = {"space": "rocket planet orbit astronaut", "cooking": "recipe oven butter kitchen", "music": "guitar melody concert singer"}
@@ -31,7 +33,7 @@ def write_dataset(folder, users=24, items=30):
 SMALL = {
     "embed": "--encoder lsa --lsa-width 8",
     "sae": "--latents 16 --active 3 --steps 150 --batch 16 --min-items 2 --held-out 0.2",
-    "model": "--epochs 3 --width 8 --batch 8 --history 6",
+    "model": "--epochs 3 --width 8 --batch 24 --history 6",
 }
 
 

@@ -159,12 +159,13 @@ def test_activation_retrieval_by_brute_force(cells):
             np.testing.assert_allclose(strength[t], [r[j] for j in best], rtol=1e-4, atol=1e-6)
 
 
-def test_more_intents_asked_than_there_are():
-    start, flat, _ = histories([4, 3])
-    strength, intent = model.activation_retrieval(start, flat, LIBRARY, model.inverse_frequency(*FREQUENCY), J + 3, 0.9)
-    assert (intent[:, J:] == J).all() and (strength[:, J:] == 0).all()
-    net = build(personal=J + 3, public=J + 3)
-    assert torch.isfinite(states(net, *(x for x in batch_of(net, start, flat, intent)[:2]), torch.ones(2, 3, dtype=torch.bool))).all()
+def test_a_user_without_any_intent_gets_the_absent_one():
+    start, flat = np.array([0, 3]), np.array([5, 5, 5], np.int32)  # item 5 has no text
+    strength, intent = model.activation_retrieval(start, flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)
+    assert (intent == J).all() and (strength == 0).all()
+    net = build()
+    items, intents, _, real = batch_of(net, start, flat, intent)
+    assert torch.isfinite(states(net, items, intents, real)).all()
 
 
 def test_similarity_retrieval_by_equation_and_its_moving_averages():
@@ -177,8 +178,8 @@ def test_similarity_retrieval_by_equation_and_its_moving_averages():
     assert torch.equal(net.df, df) and torch.equal(net.n, n)  # evaluation moves nothing
     net.train().retrieve(h, z)
     counts = torch.zeros(J)
-    for row in cosine:
-        for j in sorted(range(J), key=lambda j: -float(row[j]))[:3]:
+    for row in cosine.tolist():
+        for j in sorted(range(J), key=lambda j: -row[j])[:3]:
             counts[j] += row[j] > 0
     torch.testing.assert_close(net.df, 0.9 * df + 0.1 * counts)
     torch.testing.assert_close(net.n, 0.9 * n + 0.1 * 10)
@@ -335,6 +336,8 @@ def test_moving_averages_are_saved(tmp_path, tiny_data, tiny_run):
         ("--df-decay 0.5", ["--df-decay", "--retrieval activation"]),
         ("--retrieval similarity --decay 0.5", ["--decay", "--retrieval similarity"]),
         ("--personal 0 --decay 0.5", ["--decay", "--personal 0"]),
+        ("--personal 99", ["--personal 99", "more than the", "intents"]),
+        ("--public 99", ["--public 99", "more than the", "intents"]),
         ("--intents some", ["some", "sae, none"]),
         ("--dropout 1", ["--dropout", "0 to 0.99"]),
         ("--history 0", ["--history", "at least 1"]),
@@ -379,14 +382,14 @@ def test_histories_too_short_to_train_on(fails, tmp_path):
 # A setting that changes nothing is a bug: each of these must change the trained model.
 @pytest.mark.parametrize("flags", ["--intents none", "--paper", "--retrieval similarity", "--retrieval similarity --df-decay 0.5", "--personal 2",
                                    "--personal 0", "--public 2", "--public 0", "--decay 0.1", "--no-grounded", "--next-intent 1", "--width 12",
-                                   "--layers 1", "--heads 1", "--dropout 0.1", "--history 3", "--epochs 1", "--batch 3", "--lr 0.01", "--seed 4",
+                                   "--layers 1", "--heads 1", "--dropout 0.1", "--history 3", "--epochs 1", "--batch 9", "--lr 0.01", "--seed 4",
                                    "--patience 1 --epochs 40"])  # fmt: skip
 def test_every_setting_changes_the_model(tmp_path, tiny_data, tiny_run, flags):
     base = {"--retrieval similarity --df-decay 0.5": "--retrieval similarity", "--patience 1 --epochs 40": "--epochs 40"}.get(flags, "")
     written = []
     for more in (base, flags):
         run = copy_run(tiny_run, tmp_path / f"run{len(written)}")
-        assert model.main(["--run", str(run), "--epochs", "3", "--width", "8", "--batch", "8", "--history", "6", "--device", "cpu", *more.split()]) == 0
+        assert model.main(["--run", str(run), "--epochs", "3", "--width", "8", "--batch", "24", "--history", "6", "--device", "cpu", *more.split()]) == 0
         name = model.file_names("none" if "none" in more else "sae")
         tensors = saerec.load_artifact(run / name[0], "")[0]
         log = [line.split(",")[2:] for line in (run / name[1]).read_text().splitlines()]
