@@ -182,10 +182,10 @@ class Bert:
             raise UserError(f"{path}: hidden_size {E} is no multiple of num_attention_heads {self.heads}: copy it again")
         self.eps, path = config.get("layer_norm_eps", 1e-12), folder / "model.safetensors"
         found = {name.removeprefix("bert."): tensor for name, tensor in read_tensors(path).items()}
+        for name in [name for name in found if re.search("Norm.(gamma|beta)$", name)]:  # as older files call them
+            found[name.replace("gamma", "weight").replace("beta", "bias")] = found[name]
 
         def take(name, *shape):
-            if name not in found:  # older files call the weight and bias of a norm gamma and beta
-                name = name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
             tensor, problem = found.get(name), ""
             if tensor is None or tensor.shape != shape:
                 problem = f"is {'missing' if tensor is None else list(tensor.shape)}, config.json asks for {list(shape)}"
@@ -281,8 +281,8 @@ def lsa(texts, width=128, seed=0, device="cpu"):
     """Latent semantic analysis -> float32 [N, E], rows of unit norm; E is width, or less if the texts have a lower rank.
 
     Words are counted as (1 + log tf) * (log((1 + N) / (1 + df)) + 1) and each text's counts scaled to norm 1 before the
-    SVD. A word of a single text relates it to no other and is left out; a text left without words gets zeros. Signs are
-    such that the weightiest word of each dimension is positive. Raises UserError if E would be below 2.
+    SVD. A word of a single text relates it to no other and is left out; a text that has nothing in the dimensions kept
+    gets zeros. Signs are such that the weightier words of each dimension are positive. Raises UserError if E would be below 2.
     """
     characters = Characters()
     counts = [Counter(word for word in text.translate(characters).split() if word[0].isalnum()) for text in texts]
@@ -309,14 +309,14 @@ def lsa(texts, width=128, seed=0, device="cpu"):
     if rank < 2:
         raise UserError(f"the {N} text(s) have too few words in common for --encoder lsa: bring more, or take --encoder minilm")
     V = Q @ V[:rank].T  # (W, E), from words to dimensions
-    V *= V.gather(0, V.abs().argmax(0, keepdim=True)).sign()
-    vectors = F.normalize(A @ V).float().cpu()  # (N, E)
-    held, bare = S[:rank].square().sum() / value.square().sum(), int((vectors == 0).all(1).sum())
+    V *= torch.where(V.pow(3).sum(0) < 0, -1.0, 1.0)
+    vectors = A @ V  # (N, E)
+    held, bare = S[:rank].square().sum() / value.square().sum(), vectors.norm(dim=1) < 1e-3  # of 1 before
     capped = f" ({width} are more than the texts allow)" if rank < width else ""
     print(f"lsa: {rank} dimensions{capped} keep {held:.0%} of the variance of {W:,} words")
-    if bare:
-        print(f"lsa: {bare} text(s) have no word in common with another and get zeros")
-    return vectors
+    if bare.any():
+        print(f"lsa: {int(bare.sum())} text(s) have no word that these dimensions know and get zeros")
+    return F.normalize(vectors).masked_fill(bare[:, None], 0).float().cpu()
 
 
 def provided(path, data):

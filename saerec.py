@@ -1,6 +1,9 @@
 """What all stages share: the dataset folder, the leave-one-out split, ranking, artifacts, settings, progress.
 
-    python saerec.py prepare ml-100k --out data/ml-100k     make a dataset folder from a public source
+    python saerec.py prepare ml-100k                        make a dataset folder from a public source: MovieLens 100K,
+    python saerec.py prepare amazon --reviews FILE --meta FILE --out data/mine      Amazon reviews of 2014, 2018 or 2023,
+    python saerec.py prepare amazon --category Beauty --release 2014                downloaded if a category is named,
+    python saerec.py prepare csv --interactions FILE --items FILE --out data/mine   or from tables of your own
     python saerec.py check data/ml-100k                     say what is in a folder, and what is wrong with it
 
 A dataset folder holds two plain files, each may be gzipped (.gz):
@@ -14,17 +17,28 @@ Item 0 is padding everywhere; real items are 1..V, so an array with a row per it
 """
 
 import argparse
+import array
+import ast
+import csv
 import dataclasses
+import datetime
 import difflib
 import gzip
 import hashlib
+import html
+import http.client
+import itertools
 import json
+import math
 import os
 import re
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
@@ -83,11 +97,18 @@ class Parser(argparse.ArgumentParser):
 def run(argv, doc, **commands):
     """Run one command of a script and return its exit status: 0, or 2 after one sentence on stderr.
 
-    commands: name -> (Settings, function(settings)); the first is the default when argv does not start with a name.
+    commands: name, of one word or more -> (Settings, function(settings)); the first is the default when argv starts
+    with no word, and a word that starts no name is refused.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     script = Path(sys.argv[0]).name
-    name = argv.pop(0) if argv and argv[0] in commands else next(iter(commands))
+    named = [name for name in commands if argv[: len(name.split())] == name.split()]
+    if not named and argv and not argv[0].startswith("-"):
+        tried = " ".join(argv[:2] if any(name.startswith(argv[0] + " ") for name in commands) else argv[:1])
+        print(f"{script}: {tried} is not known; choose one of: {', '.join(commands)}", file=sys.stderr)
+        return 2
+    name = (named or list(commands))[0]
+    argv = argv[len(name.split()) :] if named else argv
     Settings, function = commands[name]
     about = doc if len(commands) == 1 else f"{doc}\nCommands: {', '.join(commands)}. These are the settings of {name}."
     parser = Parser(description=about, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -309,18 +330,26 @@ class Dataset:
         return self.flat[~held_out]
 
 
-def read_lines(path, digest):
-    """Yield (number, line) of a plain or gzipped UTF-8 file and feed its bytes to a hashlib digest. Raises UserError."""
+def raw_lines(path):
+    """Yield (number, bytes, bytes read of the file) of each line of a plain or gzipped file. Raises UserError."""
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            for number, raw in enumerate(f, 1):
-                digest.update(raw)
-                yield number, raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} line {number}: not valid UTF-8 (byte {error.start + 1}): save the file as UTF-8") from error
+        with open(path, "rb") as file:
+            for number, raw in enumerate(gzip.open(file) if path.suffix == ".gz" else file, 1):
+                yield number, raw, file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is corrupt or truncated after line {number} ({error}): copy or make it again") from error
+
+
+def read_lines(path, digest=None):
+    """Yield (number, line) of a plain or gzipped UTF-8 file and feed its bytes to a hashlib digest. Raises UserError."""
+    for number, raw, _ in raw_lines(path):
+        if digest:
+            digest.update(raw)
+        try:
+            yield number, raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} line {number}: not valid UTF-8 (byte {error.start + 1}): save the file as UTF-8") from error
 
 
 def dataset_file(folder, name):

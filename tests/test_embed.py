@@ -1,0 +1,308 @@
+"""The encoders against other formulations, and every way in which weights or embeddings can be wrong.
+
+The golden files hold what sentence-transformers 6.2.0 (transformers 5.23.0, tokenizers 0.23.3) makes of 44 texts, chosen to
+be nasty, with the weights that `embed.py weights` fetches:
+    model = SentenceTransformer("weights/all-MiniLM-L6-v2")
+    ids = [model.preprocess([text])["input_ids"][0].tolist() for text in texts]     -> golden_tokens.json
+    vectors = model.encode(texts)                                                   -> golden_minilm.safetensors
+"""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import embed
+from saerec import UserError, load_artifact, load_dataset
+
+HERE = Path(__file__).resolve().parent
+GOLDEN = [json.loads(line.rstrip(",\n")) for line in (HERE / "golden_tokens.json").read_text("utf-8").splitlines()[1:-1]]
+GOLDEN_TEXTS = [row["text"] for row in GOLDEN]
+absent = not all((embed.MINILM / file).is_file() for file in embed.FILES)
+needs_weights = pytest.mark.skipif(absent, reason="weights/all-MiniLM-L6-v2 is absent: `embed.py weights` fetches it")
+VOCAB = "[PAD] [UNK] [CLS] [SEP] the play ##er ##s e c ##afe . [ ] sep 中 a thing about space planet rocket number i".split()
+CONFIG = dict(model_type="bert", hidden_act="gelu", hidden_size=8, num_hidden_layers=2, num_attention_heads=2, type_vocab_size=2,
+              intermediate_size=12, vocab_size=len(VOCAB), max_position_embeddings=16, layer_norm_eps=1e-5)  # fmt: skip
+
+
+def write_weights(folder, config=CONFIG, vocab=VOCAB, prefix="", old=False, drop=(), **tensors):
+    """A tiny encoder with random weights -> (its folder, the same layers as a torch.nn.TransformerEncoder, embedding tensors)."""
+    E, generator = CONFIG["hidden_size"], torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
+    layer = torch.nn.TransformerEncoderLayer(
+        E, CONFIG["num_attention_heads"], CONFIG["intermediate_size"], 0.0, "gelu", CONFIG["layer_norm_eps"], batch_first=True
+    )
+    torch_encoder = torch.nn.TransformerEncoder(layer, CONFIG["num_hidden_layers"], enable_nested_tensor=False).eval()
+    named = {f"embeddings.LayerNorm.{part}": torch.rand(E, generator=generator) + 0.5 for part in ("weight", "bias")}
+    for name, rows in (("word", len(VOCAB)), ("position", CONFIG["max_position_embeddings"]), ("token_type", 2)):
+        named[f"embeddings.{name}_embeddings.weight"] = torch.randn(rows, E, generator=generator)
+    for number, layer in enumerate(torch_encoder.layers):
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+        parts = {"attention.output.dense": layer.self_attn.out_proj, "attention.output.LayerNorm": layer.norm1,
+                 "intermediate.dense": layer.linear1, "output.dense": layer.linear2, "output.LayerNorm": layer.norm2}  # fmt: skip
+        for kind in ("weight", "bias"):
+            at = f"encoder.layer.{number}."
+            named |= {f"{at}{name}.{kind}": getattr(module, kind) for name, module in parts.items()}
+            qkv = getattr(layer.self_attn, f"in_proj_{kind}").chunk(3)
+            named |= {f"{at}attention.self.{role}.{kind}": part for role, part in zip(("query", "key", "value"), qkv)}
+    embedding = {name: named[name] for name in named if name.startswith("embeddings")}
+    saved = {name: tensor for name, tensor in (named | tensors).items() if name not in drop}
+    if old:
+        saved = {n.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): t for n, t in saved.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", "utf-8")
+    safetensors.torch.save_file({prefix + name: t.detach().clone() for name, t in saved.items()}, folder / "model.safetensors")
+    return folder, torch_encoder, embedding
+
+
+# WordPiece
+
+
+@needs_weights
+def test_token_ids_equal_those_of_the_tokenizers_library():
+    tokenizer = embed.WordPiece(embed.MINILM)
+    wrong = [row["text"] for row in GOLDEN if tokenizer(row["text"], 256) != row["ids"]]
+    assert not wrong
+
+
+def test_wordpiece_by_hand(tmp_path):
+    folder = write_weights(tmp_path)[0]
+
+    def pieces(text, most=16):
+        return " ".join(VOCAB[i] for i in embed.WordPiece(folder)(text, most)[1:-1])
+
+    assert pieces("The PLAYERS.") == "the play ##er ##s ."
+    assert pieces("play\u200bers\ttheers") == "play ##er ##s the ##er ##s"  # format characters vanish, a tab is white space
+    assert pieces("Café cafe\u0301") == "c ##afe c ##afe"
+    assert pieces("c中a") == "c 中 a" and pieces("the[SEP]") == "the [ sep ]"  # special tokens are plain text
+    assert pieces("playerz " + "e" * 101 + " e") == "[UNK] [UNK] e"  # one unknown piece makes the word unknown
+    assert pieces("the " * 50, most=5) == "the the the" and embed.WordPiece(folder)("") == [2, 3]
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert pieces("The the café") == "[UNK] the [UNK]"
+    (folder / "tokenizer_config.json").write_text('{"strip_accents": false, "tokenize_chinese_chars": false}')
+    assert pieces("The café c中") == "the [UNK] [UNK]"
+
+
+# BERT
+
+
+@needs_weights
+def test_vectors_equal_those_of_sentence_transformers():
+    golden = safetensors.torch.load_file(HERE / "golden_minilm.safetensors")["embeddings"]
+    vectors = embed.encode(GOLDEN_TEXTS, *embed.load_encoder(embed.MINILM))
+    assert vectors.dtype == torch.float32 and (vectors - golden).abs().max() < 1e-5
+    assert ((vectors * golden).sum(1) > 0.99999).all()
+
+
+@pytest.mark.parametrize("names", [{}, {"prefix": "bert."}, {"prefix": "bert.", "old": True}])
+def test_encoder_equals_torch_transformer(tmp_path, names):
+    folder, torch_encoder, embedding = write_weights(tmp_path, **names)
+    tokenizer, bert = embed.load_encoder(folder, 16)
+    for text in ("", "the", "A thing about players.", "the players " * 9):
+        ids = torch.tensor(tokenizer(text, 16))
+        words, places, kinds = (embedding[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type"))
+        weight, bias = (embedding[f"embeddings.LayerNorm.{part}"] for part in ("weight", "bias"))
+        x = torch.nn.functional.layer_norm(words[ids] + places[: len(ids)] + kinds[0], (8,), weight, bias, 1e-5)
+        mean = torch_encoder(x[None])[0].mean(0)
+        torch.testing.assert_close(embed.encode([text], tokenizer, bert, 16)[0], (mean / mean.norm()).detach(), atol=1e-5, rtol=0)
+
+
+def test_vectors_do_not_depend_on_batch_mates(tmp_path):
+    tokenizer, bert = embed.load_encoder(write_weights(tmp_path)[0], 16)
+    texts = ["the player.", "", "space " * 30, "a thing", "about planet rocket number", "i"] * 3
+    alone = torch.cat([embed.encode([text], tokenizer, bert, 16) for text in texts])
+    sizes = []
+    for batch_tokens in (1, 20, 40, 10000):
+        sizes.append([])
+        spy = lambda ids, lengths: sizes[-1].append(ids.numel()) or bert(ids, lengths)  # noqa: E731
+        spy.words = bert.words
+        torch.testing.assert_close(embed.encode(texts, tokenizer, spy, 16, batch_tokens), alone, atol=1e-6, rtol=0)
+    assert [len(batches) for batches in sizes] == sorted({len(batches) for batches in sizes}, reverse=True)
+    assert max(sizes[2]) <= 40 and max(sizes[0]) == 16  # a text longer than a batch goes alone
+    assert not torch.allclose(embed.encode(texts, tokenizer, bert, 8)[2], alone[2])  # cut at 8 tokens
+
+
+# LSA
+
+WORDS = "space planet rocket orbit oven recipe butter guitar melody singer".split()
+
+
+def random_texts(number, seed=0):
+    draw = np.random.default_rng(seed)
+    return [" ".join(draw.choice(WORDS, draw.integers(1, 9), p=np.arange(10, 0, -1) / 55)) for _ in range(number)]
+
+
+def test_lsa_equals_a_dense_svd():
+    texts = random_texts(40) + ["Café, café and a CAFE!", "café and a", "unique gibberish", "..."]
+    counts = [Counter(word for word in text.lower().replace("é", "e").replace(",", "").strip("!.").split()) for text in texts]
+    words = [word for word in {word for c in counts for word in c} if sum(word in c for c in counts) > 1]
+    idf = [math.log((1 + len(texts)) / (1 + sum(word in c for c in counts))) + 1 for word in words]
+    A = np.array([[(1 + math.log(c[word])) * weight if word in c else 0 for word, weight in zip(words, idf)] for c in counts])
+    A /= np.maximum(np.linalg.norm(A, axis=1, keepdims=True), 1e-9)
+    for width in (2, 6):
+        U, S, _ = np.linalg.svd(A)
+        expected = U[:, :width] * S[:width]
+        norm = np.linalg.norm(expected, axis=1, keepdims=True)
+        expected = np.where(norm > 1e-3, expected / np.maximum(norm, 1e-3), 0)
+        assert not expected[-2:].any()  # no word that another text has
+        vectors = embed.lsa(texts, width)
+        assert vectors.shape == (44, width) and vectors.dtype == torch.float32
+        np.testing.assert_allclose(vectors.abs().numpy(), np.abs(expected), atol=1e-5)  # equal but for the signs,
+        np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-5)  # which no product depends on
+
+
+def test_lsa_is_near_the_best_approximation_when_it_must_sketch():
+    """200 texts on 8 topics, some rare, of 40 words each, and words common to all: the rank is far above the 20 sketched."""
+    draw = np.random.default_rng(1)
+    topics = draw.choice(8, 200, p=2.0 ** -np.arange(8) / (2 - 2.0**-7))
+    texts = [" ".join(f"t{topic}w{w}" for w in draw.integers(0, 40, 60)) + " all the same" for topic in topics]
+    near, again, other = embed.lsa(texts, 4), embed.lsa(texts, 4), embed.lsa(texts, 4, seed=1)
+    assert torch.equal(near, again) and not torch.equal(near, other)
+    torch.testing.assert_close(near, other, atol=5e-3, rtol=0)  # signs agree whatever the seed
+    best = torch.nn.functional.normalize(embed.lsa(texts, 200)[:, :4], dim=1)  # nothing is left out of this sketch
+    torch.testing.assert_close(near, best, atol=5e-3, rtol=0)
+
+
+def test_lsa_says_when_the_texts_allow_less(capsys):
+    assert embed.lsa(random_texts(30), 128).shape == (30, len(WORDS))
+    assert "10 dimensions (128 are more than the texts allow)" in capsys.readouterr().out
+    for texts in (["one", "two"], ["same words", "same words"], ["?", "!"]):
+        with pytest.raises(UserError, match="too few words in common"):
+            embed.lsa(texts)
+
+
+# The command
+
+
+def test_artifact_of_each_source(tiny_data, tmp_path):
+    data, weights = load_dataset(tiny_data), write_weights(tmp_path / "tiny encoder")[0]
+
+    def make(name, *arguments):
+        assert embed.main(["--data", str(tiny_data), "--run", str(tmp_path / name), *map(str, arguments)]) == 0
+        tensors, meta = load_artifact(tmp_path / name / "embeddings.safetensors", "embed.py", data)
+        assert torch.equal(tensors["item"], torch.from_numpy(data.text_item)) and tensors["item"].dtype == torch.int32
+        assert tensors["embeddings"].shape[0] == len(data.texts) and tensors["embeddings"].dtype == torch.float32
+        return tensors["embeddings"], meta["encoder"]
+
+    vectors, encoder = make("bert", "--weights", weights, "--max-tokens", 16)
+    assert encoder["name"] == "tiny encoder" and set(encoder) == {"name", *embed.FILES}
+    assert torch.equal(vectors, make("again", "--weights", weights, "--max-tokens", 16)[0])
+    assert not torch.equal(vectors, make("short", "--weights", weights, "--max-tokens", 4)[0])
+    assert make("lsa", "--encoder", "lsa", "--lsa-width", 5)[0].shape[1] == 5
+
+    given = torch.randn(len(data.texts), 3).double()
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        file = tmp_path / "given.safetensors"
+        safetensors.torch.save_file({"embeddings": given.to(dtype), "item": torch.from_numpy(data.text_item).long()}, file)
+        assert torch.equal(make("given", "--embeddings", file)[0], given.to(dtype).float())
+    again = make("copy", "--embeddings", tmp_path / "lsa/embeddings.safetensors")[0]  # another run's artifact will do
+    assert torch.equal(again, make("lsa", "--encoder", "lsa", "--lsa-width", 5)[0])
+
+
+@pytest.fixture
+def refuses(fails, tiny_data, tmp_path):
+    """refuses(arguments, *words): the command fails with one sentence and leaves nothing in the run folder."""
+
+    def check(arguments, *words):
+        fails(embed.main, ["--data", tiny_data, "--run", tmp_path / "run", *arguments], *words)
+        assert not list(tmp_path.glob("run/*")) and not list(tmp_path.rglob("*.tmp"))
+
+    return check
+
+
+def test_settings_that_do_not_belong_together(refuses, fails, tiny_data):
+    fails(embed.main, ["--run", "x"], "--data is missing", "data/ml-100k")
+    fails(embed.main, ["--data", tiny_data], "--run is missing", "runs/ml-100k")
+    refuses(["--encoder", "word2vec"], "--encoder", "minilm, lsa")
+    refuses(["--lsa-width", 5], "--lsa-width changes nothing with --encoder minilm")
+    for option, value in (("--weights", "x"), ("--max-tokens", 9), ("--batch-tokens", 9)):
+        refuses(["--encoder", "lsa", option, value], f"{option} changes nothing with --encoder lsa")
+        refuses(["--embeddings", "x", option, value], f"{option} changes nothing with --embeddings")
+    refuses(["--embeddings", "x", "--encoder", "lsa"], "--encoder changes nothing with --embeddings")
+    refuses(["--embeddings", "x", "--lsa-width", 5], "--lsa-width changes nothing with --embeddings")
+    refuses(["--max-tokens", 2], "--max-tokens is 2", "at least 3")
+
+
+WRONG_CONFIGS = [
+    ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+    ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+    ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+    ({"hidden_size": None}, "hidden_size is None"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    ({"num_attention_heads": 3}, "no multiple of num_attention_heads 3"),
+    ({"hidden_size": 16}, f"word_embeddings.weight is [{len(VOCAB)}, 8], config.json asks for [{len(VOCAB)}, 16]"),
+    ({"num_hidden_layers": 3}, "encoder.layer.2.attention.self.query.weight is missing"),
+]
+
+
+def test_wrong_weights(refuses, tmp_path):
+    weights, arguments = tmp_path / "weights", ["--max-tokens", 16, "--weights", tmp_path / "weights"]
+    refuses(arguments, weights, "has no model.safetensors")
+    for file in embed.FILES:
+        write_weights(weights)
+        (weights / file).unlink()
+        refuses(arguments, f"{weights} has no {file}", "give one with")
+    for change, words in WRONG_CONFIGS:
+        write_weights(weights, CONFIG | change)
+        refuses(arguments, words, weights)
+    write_weights(weights)
+    for text, words in (("{", "not valid JSON"), ("[1]", "holds no JSON object but [1]")):
+        (weights / "config.json").write_text(text)
+        refuses(arguments, weights / "config.json", words)
+    for token in VOCAB[:4]:
+        write_weights(weights, vocab=[t for t in VOCAB if t != token])
+        refuses(arguments, weights / "vocab.txt", f"lacks the token '{token}'")
+    write_weights(weights, vocab=[*VOCAB, "more"])
+    refuses(arguments, "vocab.txt has more tokens than")
+    (weights / "vocab.txt").write_bytes(b"caf\xe9")
+    refuses(arguments, "vocab.txt is not valid UTF-8 (byte 4)")
+    write_weights(weights, drop=["embeddings.LayerNorm.bias"])
+    refuses(arguments, "embeddings.LayerNorm.bias is missing")
+    write_weights(weights, **{"embeddings.LayerNorm.bias": torch.full((8,), torch.nan)})
+    refuses(arguments, "embeddings.LayerNorm.bias has values that are not finite")
+    write_weights(weights)
+    refuses([*arguments, "--max-tokens", 17], "--max-tokens 17 is more than the 16 positions")
+    for size in (0, 5, 2000):
+        (weights / "model.safetensors").write_bytes((weights / "model.safetensors").read_bytes()[:size])
+        refuses(arguments, "model.safetensors is truncated or no safetensors file")
+        write_weights(weights)
+
+
+def test_wrong_embeddings(refuses, tiny_data, tmp_path):
+    data, path = load_dataset(tiny_data), tmp_path / "given.safetensors"
+    N, item = len(data.texts), torch.from_numpy(data.text_item)
+    good = torch.randn(N, 4)
+
+    def given(words, **tensors):
+        safetensors.torch.save_file(tensors, path)
+        refuses(["--embeddings", path], path, *words)
+
+    def changed(tensor, row, value):
+        tensor = tensor.clone()
+        tensor[row] = value
+        return tensor
+
+    name = repr(data.items[item[2]])
+    refuses(["--embeddings", path], path, "does not exist")
+    given(["has no tensor `embeddings`, but item, vectors"], vectors=good, item=item)
+    given([f"has {N - 1} rows, but {data.folder} {N} texts"], embeddings=good[1:].clone())
+    given(["[120]"] if N == 30 else [f"[{4 * N}]"], embeddings=good.flatten())
+    given(["width 2 or more"], embeddings=good[:, :1].clone())
+    given(["torch.int64"], embeddings=good.long())
+    given([f"row 3 (item {name}) holds nan", "2 row(s)"], embeddings=changed(changed(good, 2, torch.nan), 5, torch.inf))
+    given(["row 3", "holds inf"], embeddings=changed(good.double(), 2, 1e300))  # too large for float32
+    given(["all", "rows are the same"], embeddings=torch.ones(N, 4))
+    given(["`item` is torch.float32"], embeddings=good, item=item.float())
+    given(["`item`", f"[{N + 1}]"], embeddings=good, item=torch.arange(N + 1))
+    given([f"row 3 (item {name}) is for item number 999, not {item[2]}", "1 row(s)"], embeddings=good, item=changed(item, 2, 999))
+    for size in (0, 5, 100):
+        safetensors.torch.save_file({"embeddings": good}, path)
+        path.write_bytes(path.read_bytes()[:size])
+        refuses(["--embeddings", path], path, "truncated or no safetensors file")
