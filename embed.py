@@ -26,7 +26,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
@@ -156,7 +156,7 @@ def read_json(path):
 def read_tensors(path):
     """All tensors of a safetensors file -> dict. Raises UserError."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist: correct the path")
+        raise UserError(f"{path} is not a file: correct the path")
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

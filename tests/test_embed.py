@@ -290,7 +290,7 @@ def test_wrong_embeddings(refuses, tiny_data, tmp_path):
         return tensor
 
     name = repr(data.items[item[2]])
-    refuses(["--embeddings", path], path, "does not exist")
+    refuses(["--embeddings", path], path, "is not a file")
     given(["has no tensor `embeddings`, but item, vectors"], vectors=good, item=item)
     given([f"has {N - 1} rows, but {data.folder} {N} texts"], embeddings=good[1:].clone())
     given(["[120]"] if N == 30 else [f"[{4 * N}]"], embeddings=good.flatten())
