@@ -301,9 +301,10 @@ class CatalogueCrossEntropy(torch.autograd.Function):
         for part, grad, wanted in zip(u.split(rows), du.split(rows), target.split(rows)):
             logits = part @ table.T  # (rows, V+1)
             logits[:, 0] = -torch.inf
-            loss += F.cross_entropy(logits, wanted, reduction="sum")
-            error = torch.softmax(logits, 1, out=logits)
-            error[torch.arange(len(wanted), device=u.device), wanted] -= 1
+            log_total = logits.logsumexp(1, keepdim=True)
+            loss += (log_total - logits.gather(1, wanted[:, None])).sum()
+            error = logits.sub_(log_total).exp_()  # in place: softmax, and below its distance from the truth
+            error.scatter_add_(1, wanted[:, None], -torch.ones_like(log_total))
             torch.mm(error, table, out=grad)
             dtable.addmm_(error.T, part)
         ctx.save_for_backward(du / len(u), dtable / len(u))
@@ -423,7 +424,8 @@ def user_intents(model, data, personal, part, users):
         return personal[0][last], personal[1][last].long()
     rows = evaluation_rows(data, part, model.settings.history)
     _, items, real = gather(rows, torch.as_tensor(users), torch.from_numpy(data.flat).long())
-    h = model.embed(items, model.item_table())[real & ~F.pad(real, (0, 1))[:, 1:]]
+    last = real & ~F.pad(real, (0, 1))[:, 1:]
+    h = model.embed(items.to(model.df.device), model.item_table())[last.to(model.df.device)]
     return model.retrieve(h, model.intent(model.vectors))
 
 

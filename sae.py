@@ -378,11 +378,11 @@ def build_library(codes, held_out, data, settings):
         for term, log_odds in keywords:
             weight[term] = log_odds
         score = np.bincount(test_text, weights=weight[test_terms], minlength=len(test))
-        strongest = active[np.lexsort((active, -strength))][:5]
+        strongest = dict.fromkeys(data.texts[t] for t in active[np.lexsort((active, -strength))])  # equal texts once
         cells = item_cells[intent]
         top_items = item_row[cells[np.lexsort((item_row[cells], -weights[cells]))][:5]]
         rows.append(dict(
-            intent=intent, latent=int(latent), label=label, keywords=names, texts=[data.texts[t] for t in strongest],
+            intent=intent, latent=int(latent), label=label, keywords=names, texts=list(strongest)[:5],
             items=[data.items[i] for i in top_items], density=float(density[latent]),
             detection_auroc=auroc(score, np.isin(test, active)),
         ))  # fmt: skip
