@@ -34,6 +34,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.request
 import zipfile
@@ -399,7 +400,7 @@ def load_dataset(folder):
         if item not in index:
             raise UserError(f"{path} line {number}: item {item!r} is in no sequence: remove the line, or correct the id")
         if title or (text and not user):
-            titles[index[item]] = title or text[:60]
+            titles[index[item]] = title or textwrap.shorten(text, 70, placeholder=" ...")
         if not text.strip():
             empty += 1
         elif user and item in sequences.get(user, ())[-2:]:
@@ -581,7 +582,7 @@ def download(url, path, tries=5, wait=2.0, timeout=60.0):
                 part.unlink()
             problem = f"{url}: {str(error.__cause__ or error).strip('<>')}"
             if corrupt or not tries or (400 <= code < 500 and code not in (408, 416, 429)):
-                raise UserError(f"{problem}; run again to go on, or get it by hand: to {path}, or as --reviews, --meta") from error
+                raise UserError(f"{problem}; run again to go on, or get it by hand: to {path} or as --reviews, --meta") from error
             print(f"{problem}; trying again in {wait:g} s")
             time.sleep(wait)
             wait *= 2
