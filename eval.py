@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from model import load_library, load_model, model_scores, personal_intents, rank_users, user_intents
+from sae import describe_library
 from saerec import (UserError, common_settings, generator, load_artifact, pick_device, ranking_metrics, run, run_dataset, setting,
                     write_lines)  # fmt: skip
 
@@ -64,17 +65,6 @@ def metrics_table(models):
         yield f"{model:<12}" + "".join(f"{metrics[name]:>9.4f}" for name in names)
 
 
-def show_intents(rows, top):
-    """Lines on the intents whose labels are detected best on held-out texts."""
-    measured = [row for row in rows if row["detection_auroc"] is not None]
-    scores = [row["detection_auroc"] for row in measured]
-    spread = f"; median {np.median(scores):.2f}, share above 0.8 {np.mean(np.array(scores) > 0.8):.0%}" if scores else ""
-    yield f"{len(rows)} intents. Detection AUROC of a label on held-out texts: measured for {len(measured)}{spread}"
-    for row in sorted(measured, key=lambda r: (-r["detection_auroc"], r["intent"]))[:top]:
-        yield f"  {row['label']}  (AUROC {row['detection_auroc']:.2f}, {row['density']:.1%} of texts)"
-        yield from (f"      {text[:100]}" for text in row["texts"][:3])
-
-
 @torch.no_grad()
 def show_user(user, model, data, personal, rows, score, top):
     """Lines on one user: history, personal and public intents in words, recommendations; -> marks the held-out item."""
@@ -106,11 +96,12 @@ def rank(settings):
     models = {name: ranking_metrics(rank_users(one, data, "test")) for name, one in scores.items()}
     users, items, targets = len(data.users), len(data.items) - 1, data.targets("test")
     repeats = sum(targets[user] in data.history(user, "test") for user in range(users))
-    report = dict(dataset=data.folder.name, users=users, items=items, protocol=PROTOCOL, targets_in_history=repeats, seed=saerec.settings.seed, models=models)
+    report = dict(dataset=data.folder.name, users=users, items=items, protocol=PROTOCOL, targets_in_history=repeats)
+    report |= dict(seed=saerec.settings.seed, models=models)
     write_lines(folder / "metrics.json", [json.dumps(report, indent=2, sort_keys=True)])
     print(f"{data.folder}: {users:,} users, {items:,} items, {repeats} targets already in the history")
     print(f"protocol: {PROTOCOL}\n")
-    print(*metrics_table(models), "", *show_intents(rows, settings.top), "", sep="\n")
+    print(*metrics_table(models), "", *describe_library(rows, settings.top), "", sep="\n")
     chosen = torch.randperm(users, generator=generator(settings.seed, "users shown"))[: settings.users].tolist()
     for user in chosen:
         print(*show_user(user, saerec, data, personal, rows, score, settings.top), "", sep="\n")

@@ -377,17 +377,31 @@ def build_library(codes, held_out, data, settings):
         weight = np.zeros(len(terms.names))
         for term, log_odds in keywords:
             weight[term] = log_odds
-        score = np.bincount(test_text, weights=weight[test_terms], minlength=len(test))
+        score, fires_on = np.bincount(test_text, weights=weight[test_terms], minlength=len(test)), np.isin(test, active)
         strongest = dict.fromkeys(data.texts[t] for t in active[np.lexsort((active, -strength))])  # equal texts once
         cells = item_cells[intent]
         top_items = item_row[cells[np.lexsort((item_row[cells], -weights[cells]))][:5]]
         rows.append(dict(
             intent=intent, latent=int(latent), label=label, keywords=names, texts=list(strongest)[:5],
             items=[data.items[i] for i in top_items], density=float(density[latent]),
-            detection_auroc=auroc(score, np.isin(test, active)),
+            detection_auroc=auroc(score, fires_on), detection_texts=int(fires_on.sum()),
         ))  # fmt: skip
         progress.show(intent + 1)
     return kept.astype(np.int32), (indptr, indices, weights), rows
+
+
+def describe_library(rows, top):
+    """Lines for people on the rows of intents.jsonl: how well labels are detected, and the best of them.
+
+    An AUROC over one or two texts says little, so only intents that fire on three held-out texts or more are judged.
+    """
+    judged = [row for row in rows if row["detection_texts"] >= 3 and row["detection_auroc"] is not None]
+    scores = np.array([row["detection_auroc"] for row in judged])
+    spread = f": median {np.median(scores):.2f}, above 0.8 for {np.mean(scores > 0.8):.0%}" if judged else ""
+    yield f"{len(rows)} intents; detection AUROC of the labels over the {len(judged)} that fire on 3 held-out texts or more{spread}"
+    for row in sorted(judged, key=lambda r: (-r["detection_auroc"], -r["detection_texts"], r["intent"]))[:top]:
+        yield f"  {row['label']}  (AUROC {row['detection_auroc']:.2f} over {row['detection_texts']}, {row['density']:.1%} of texts)"
+        yield from (f"      {text[:100]}" for text in row["texts"][:3])
 
 
 def train(settings):
@@ -408,10 +422,7 @@ def train(settings):
     save_artifact(folder / "intents.safetensors", dict(vectors=vectors, latent=torch.from_numpy(latent), **csr), settings, data.hash, [path])
     write_table(folder / "sae_log.csv", log)
     write_lines(folder / "intents.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
-    scores = [row["detection_auroc"] for row in rows if row["detection_auroc"] is not None]
-    print(f"{len(rows)} intents of {settings.latents} latents; detection AUROC of the labels: median {np.median(scores):.2f} over {len(scores)}")
-    for row in sorted(rows, key=lambda r: -(r["detection_auroc"] or 0))[:5]:
-        print(f"  {row['label']}: {' | '.join(t[:50] for t in row['texts'][:3])}")
+    print(*describe_library(rows, 5), sep="\n")
 
 
 def main(argv=None):

@@ -167,7 +167,7 @@ class Progress:
         """Report `done` of `total` units; keep=True prints a lasting line whatever the time."""
         now = time.perf_counter()
         last = done >= self.total
-        if not (keep or last) and now - self.shown < (0.2 if self.live else 10):
+        if not (keep or last) and now - (self.shown or self.start) < (0.2 if self.live else 10):
             return
         self.shown = now
         left = (now - self.start) * (self.total - done) / max(done, 1)
@@ -207,8 +207,8 @@ def write_lines(path, lines):
 
 def write_table(path, rows):
     """Write a list of dicts with the same keys as CSV, atomically."""
-    lines = [",".join(rows[0]), *(",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()) for row in rows)]
-    write_lines(path, lines)
+    cells = ([f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows)
+    write_lines(path, map(",".join, [list(rows[0]), *cells]))
 
 
 def file_hash(path):
@@ -226,8 +226,7 @@ def save_artifact(path, tensors, settings, dataset_hash, made_from=(), **more):
     """
     meta = dict(
         settings=dataclasses.asdict(settings), dataset=dataset_hash, made_from={Path(p).name: file_hash(p) for p in made_from},
-        versions={"python": sys.version.split()[0], "numpy": np.__version__, "torch": torch.__version__, "safetensors": safetensors.__version__},
-        **more,
+        versions={"python": sys.version.split()[0]} | {package.__name__: package.__version__ for package in (np, torch, safetensors)}, **more,
     )  # fmt: skip
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {"saerec": json.dumps(meta, sort_keys=True)}
@@ -356,8 +355,10 @@ def dataset_file(folder, name):
     """The plain or the gzipped file of that name. Raises UserError if there is neither, or both."""
     found = [p for p in (folder / name, folder / (name + ".gz")) if p.is_file()]
     if len(found) != 1:
-        what = f"has neither {name} nor {name}.gz: make the folder with `saerec.py prepare`" if not found else f"has both {name} and {name}.gz: remove one"
-        raise UserError(f"{folder} {what}" if folder.is_dir() else f"the dataset folder {folder} does not exist: make it with `saerec.py prepare`")
+        remedy = "make it with `saerec.py prepare`"
+        if not folder.is_dir():
+            raise UserError(f"the dataset folder {folder} does not exist: {remedy}")
+        raise UserError(f"{folder} has both {name} and {name}.gz: remove one" if found else f"{folder} has neither {name} nor {name}.gz: {remedy}")
     return found[0]
 
 
@@ -368,7 +369,7 @@ def load_dataset(folder):
     held-out items, since the split must not leak. Items are numbered by sorted id, which the split cannot influence.
     """
     folder = Path(folder)
-    digest, sequences, known = hashlib.sha256(), {}, set()
+    digest, sequences, known = hashlib.sha256(), {}, {}
     path = dataset_file(folder, "sequences.txt")
     for number, line in read_lines(path, digest):
         user, *items = line.split() or [""]
@@ -376,8 +377,7 @@ def load_dataset(folder):
             raise UserError(f"{path} line {number}: {f'user {user!r} has no items' if user else 'the line is empty'}: remove the line")
         if user in sequences:
             raise UserError(f"{path} line {number}: user {user!r} has a line already: merge the two")
-        sequences[user] = items
-        known.update(items)
+        sequences[user] = [known.setdefault(item, item) for item in items]  # each id is kept once, however often it occurs
     kept = [user for user, items in sequences.items() if len(items) >= 3]
     if not kept:
         raise UserError(f"{path} has no user with 3 or more items, which leave-one-out needs: bring a fuller file")
@@ -535,7 +535,7 @@ def k_core(user, item, core):
 
 
 def write_dataset(out, users, items, log, rows):
-    """Write a dataset folder and say what is in it. users, items, log: as of `index_interactions`; rows: of texts.jsonl.
+    """Write a dataset folder and say what is in it -> Dataset. users, items, log: as of `index_interactions`; rows: of texts.jsonl.
 
     Rows without text, and what is empty in the others, are left out. Raises UserError as `load_dataset` does.
     """
@@ -543,7 +543,9 @@ def write_dataset(out, users, items, log, rows):
     write_lines(Path(out) / "texts.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
     parts = ((users[log[0, a]], log[1, a:b].tolist()) for a, b in itertools.pairwise(user_bounds(log)))
     write_lines(Path(out) / "sequences.txt", (" ".join([user, *(items[i] for i in part)]) for user, part in parts))
-    print(*describe(load_dataset(out)), sep="\n")
+    data = load_dataset(out)
+    print(*describe(data), sep="\n")
+    return data
 
 
 def fetch(url, part, timeout):
@@ -786,23 +788,28 @@ def prepare_amazon(settings):
 
 # Source: a planted world, whose true intents are known
 
-THEMES = """space: rocket orbit planet astronaut galaxy | cooking: recipe oven butter kitchen spice | music: guitar melody concert singer drum
-gardening: soil seeds greenhouse compost tulip | sailing: anchor harbour mast sail regatta | chess: gambit checkmate pawn endgame rook
-medicine: surgeon clinic vaccine nurse diagnosis | crime: detective murder alibi heist suspect | war: soldier battle trench general siege
-romance: wedding kiss sweetheart courtship bouquet | winter: snow sledge glacier blizzard icicle | desert: dune camel oasis cactus mirage
-horses: saddle stallion gallop stable jockey | trains: locomotive railway carriage platform conductor | law: judge verdict courtroom lawyer jury
-magic: wizard spell wand potion sorcerer | pirates: treasure buccaneer cutlass galleon parrot | robots: android circuit sensor automaton servo
-school: teacher classroom pupil homework exam | football: goal striker referee stadium penalty | painting: canvas brush portrait easel palette
-history: empire throne dynasty medieval castle | ocean: coral whale reef dolphin submarine | mountains: summit climber ridge avalanche cliff
-dogs: puppy kennel leash terrier bark | cats: kitten whiskers purr tabby paw | fashion: dress runway tailor silk couture | money: bank loan investor market dividend
-politics: senate election minister campaign ballot | theatre: stage actor curtain rehearsal playwright | camping: tent campfire lantern hiker backpack
-baking: dough yeast pastry loaf croissant | coffee: espresso roast barista latte beans | photography: camera lens shutter tripod darkroom
-astronomy: telescope comet nebula eclipse meteor | dinosaurs: fossil raptor jurassic triceratops extinct | ghosts: haunted phantom seance spirit crypt
-cycling: bicycle pedal helmet peloton gears | farming: tractor harvest barn wheat cattle | dance: ballet tango waltz choreographer rhythm"""
-NOISE = "thing story piece work item kind sort part set version edition series line style form way side place time day year people world life hand"
-TEMPLATES = ("a {} about {} and {}", "{} meets {} in this {}", "with {}, {} and a {}", "the {} of {} and {}", "for anyone who likes {} or {}: a {}")
-
-
+THEMES = """space: rocket orbit planet astronaut galaxy | cooking: recipe oven butter kitchen spice
+music: guitar melody concert singer drum | gardening: soil seeds greenhouse compost tulip
+sailing: anchor harbour mast sail regatta | chess: gambit checkmate pawn endgame rook
+medicine: surgeon clinic vaccine nurse diagnosis | crime: detective murder alibi heist suspect
+war: soldier battle trench general siege | romance: wedding kiss sweetheart courtship bouquet
+winter: snow sledge glacier blizzard icicle | desert: dune camel oasis cactus mirage
+horses: saddle stallion gallop stable jockey | trains: locomotive railway carriage platform conductor
+law: judge verdict courtroom lawyer jury | magic: wizard spell wand potion sorcerer
+pirates: treasure buccaneer cutlass galleon parrot | robots: android circuit sensor automaton servo
+school: teacher classroom pupil homework exam | football: goal striker referee stadium penalty
+painting: canvas brush portrait easel palette | history: empire throne dynasty medieval castle
+ocean: coral whale reef dolphin submarine | mountains: summit climber ridge avalanche cliff
+dogs: puppy kennel leash terrier bark | cats: kitten whiskers purr tabby paw
+fashion: dress runway tailor silk couture | money: bank loan investor market dividend
+politics: senate election minister campaign ballot | theatre: stage actor curtain rehearsal playwright
+camping: tent campfire lantern hiker backpack | baking: dough yeast pastry loaf croissant
+coffee: espresso roast barista latte beans | photography: camera lens shutter tripod darkroom
+astronomy: telescope comet nebula eclipse meteor | dinosaurs: fossil raptor jurassic triceratops extinct
+ghosts: haunted phantom seance spirit crypt | cycling: bicycle pedal helmet peloton gears
+farming: tractor harvest barn wheat cattle | dance: ballet tango waltz choreographer rhythm"""
+NOISE = "thing story piece work item kind sort part set version edition series line style form way side place time day year people world life"
+TEMPLATES = ("a {} about {} and {}", "{} meets {} in this {}", "with {}, {} and a {}", "the {} of {} and {}", "for {} or {} lovers: a {}")
 
 
 def planted_world(settings):
@@ -884,9 +891,9 @@ def prepare_planted(settings):
     out = Path(settings.out)
     sequences, rows, truth, about = planted_world(settings)
     interactions = ((user, item, when, 0) for user, items in sequences.items() for when, item in enumerate(items))
-    write_dataset(out, *index_interactions(interactions), rows)
+    data = write_dataset(out, *index_interactions(interactions), rows)
     truth = {name: torch.from_numpy(value) for name, value in truth.items()}
-    save_artifact(out / "truth.safetensors", truth, settings, load_dataset(out).hash)
+    save_artifact(out / "truth.safetensors", truth, settings, data.hash)
     write_lines(out / "truth.jsonl", (json.dumps(row) for row in about))
     print(f"the truth: {settings.intents} intents, {len(truth['public'])} of them public, in {out / 'truth.jsonl'}")
 

@@ -262,7 +262,8 @@ def test_interrupt_leaves_what_was_finished(tmp_path, tiny_data, tiny_run):
     run = copy_run(tiny_run, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     command = [sys.executable, str(ROOT / "model.py"), "--run", str(run), "--epochs", "1000000", "--patience", "1000000", "--device", "cpu"]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a job in the background is born deaf to Ctrl-C
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     for line in job.stdout:
         if line.startswith("epoch"):
             break
