@@ -974,9 +974,14 @@ def check(settings):
 
 
 def main(argv=None):
-    prepare = {"prepare ml-100k": (MovieLensSettings, prepare_movielens), "prepare amazon": (AmazonSettings, prepare_amazon)}
-    prepare |= {"prepare planted": (PlantedSettings, prepare_planted), "prepare csv": (CsvSettings, prepare_csv)}
-    return run(argv, __doc__, **prepare, check=(CheckSettings, check))
+    sources = {
+        "ml-100k": (MovieLensSettings, prepare_movielens),
+        "amazon": (AmazonSettings, prepare_amazon),
+        "planted": (PlantedSettings, prepare_planted),
+        "csv": (CsvSettings, prepare_csv),
+    }
+    prepare = {f"prepare {source}": command for source, command in sources.items()}
+    return run(argv, __doc__, check=(CheckSettings, check), **prepare)  # check first: nothing is fetched unasked
 
 
 if __name__ == "__main__":

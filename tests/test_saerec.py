@@ -230,6 +230,7 @@ def test_a_disk_that_fills_up_while_a_model_is_written(tmp_path, tiny_run):
         (["prepare", "ml-1m"], ["ml-1m", "ml-100k"]),
         (["prepare", "ml-100k", "--aut", "x"], ["--aut", "did you mean --out"]),
         (["check"], ["folder"]),
+        ([], ["folder"]),
     ],
 )
 def test_bad_command_lines(fails, argv, words):
