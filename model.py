@@ -107,7 +107,7 @@ def inverse_frequency(df, n):
 
 
 def activation_retrieval(start, flat, library, idf, k, decay, cells=2**25):
-    """Personal intents grounded in text, equation (5) with tf the decayed running sum of the history's item codes.
+    """Personal intents grounded in text (D6), equation (5) with tf the decayed running sum of the history's item codes.
 
     start [users+1], flat [interactions]: histories as in Dataset -> (strength float32, intent int32), both [interactions,
     k], largest first; intent J, the absent one, where fewer than k have any strength. Row i looks at nothing after
@@ -195,7 +195,7 @@ class Recommender(torch.nn.Module):
         self.has_intents = s.intents != "none"
         if self.has_intents:
             J, E = library.vectors.shape
-            # Row J is the absent intent: a position with fewer than k intents attends to it, so no mask is needed.
+            # Row J is the absent intent (D7): a position with fewer than k intents attends to it, so no mask is needed.
             self.register_buffer("vectors", F.pad(library.vectors, (0, 0, 0, 1)), persistent=False)  # (J+1, E)
             for name in ("indptr", "indices", "values"):
                 self.register_buffer(name, getattr(library, name), persistent=False)
@@ -229,7 +229,7 @@ class Recommender(torch.nn.Module):
 
         Returns (strength float32, intent int64), both [P, k]; intent J, the absent one, where the strength is 0.
 
-        df counts the positions where an intent is among the k most similar; both averages move in training only.
+        df counts the positions where an intent is among the k most similar; both averages move in training only (D8).
         """
         with torch.no_grad():
             tf = (F.normalize(h, dim=1) @ F.normalize(z[:-1], dim=1).T).relu()  # (P, J)

@@ -5,9 +5,9 @@
 embeddings.safetensors [N, E] -> sae.safetensors, intents.safetensors, intents.jsonl, sae_log.csv
 
 The SAE is the TopK one of Gao et al. 2024 (arXiv 2406.04093), on x centred and scaled to mean squared norm 1:
-    z = TopK(relu(W_enc (x - b_dec) + b_enc), K)      x_hat = W_dec^T z + b_dec                         (1)
-    loss = |x - x_hat|^2 / Var(x)  +  1/32 * auxk     Var(x) = 1 by the scaling                         (2)
-    auxk = |r - r_hat|^2 / |r|^2                      r = x - x_hat detached, rebuilt by dead latents   (3)
+    z = TopK(relu(W_enc (x - b_dec) + b_enc), K)      x_hat = W_dec^T z + b_dec                         (S1)
+    loss = |x - x_hat|^2 / Var(x)  +  1/32 * auxk     Var(x) = 1 by the scaling                         (S2)
+    auxk = |r - r_hat|^2 / |r|^2                      r = x - x_hat detached, rebuilt by dead latents   (S3)
 Rows of W_dec have unit norm after every step. An intent is a latent that fires on a few items at least and on not
 nearly all; its vector is its decoder row, its name the words that tell its texts from the others.
 
@@ -76,7 +76,7 @@ class Codes(NamedTuple):
 
 
 class SAE(torch.nn.Module):
-    """Equation (1). Everything that encoding needs is a parameter or a buffer, so one file gives the same codes again."""
+    """Equation (S1). Everything that encoding needs is a parameter or a buffer, so one file gives the same codes again."""
 
     def __init__(self, latents, active, width, seed=0):
         super().__init__()
@@ -134,12 +134,12 @@ def fvu(x, x_hat):
 
 
 def reconstruction_loss(x, x_hat):
-    """Mean |x - x_hat|^2 of x [B, E]; the scaling made Var(x) = 1, so this is the first term of equation (2)."""
+    """Mean |x - x_hat|^2 of x [B, E]; the scaling made Var(x) = 1, so this is the first term of equation (S2)."""
     return (x - x_hat).square().sum(1).mean()
 
 
 def auxk_loss(sae, x, x_hat, dead, k):
-    """Equation (3): the k most active of the dead latents rebuild the residual, which gives them a gradient again.
+    """Equation (S3): the k most active of the dead latents rebuild the residual, which gives them a gradient again.
 
     x, x_hat: [B, E]; dead: bool [M]. The residual is detached, so living latents don't feel this. Gao et al. 2024, A.2.
     """

@@ -35,7 +35,7 @@ def random_sae(latents=32, active=4, width=24):
 
 
 def dense_forward(net, x):
-    """The plain formulation of equation (1): all M latents with a gradient, then everything but the K largest set to 0."""
+    """The plain formulation of equation (S1): all M latents with a gradient, then everything but the K largest set to 0."""
     z = (x - net.b_dec) @ net.W_enc.T + net.b_enc
     threshold = z.topk(net.active).values[:, -1:]
     z = torch.where(z >= threshold, z, 0).relu()
