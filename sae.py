@@ -128,11 +128,6 @@ class SAE(torch.nn.Module):
         return seen - self.last_active > patience
 
 
-def fvu(x, x_hat):
-    """Fraction of variance unexplained: |x - x_hat|^2 / |x - mean(x)|^2 over a set of texts, both [B, E]."""
-    return (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-
-
 def reconstruction_loss(x, x_hat):
     """Mean |x - x_hat|^2 of x [B, E]; the scaling made Var(x) = 1, so this is the first term of equation (S2)."""
     return (x - x_hat).square().sum(1).mean()
@@ -161,7 +156,10 @@ def encode_all(sae, embeddings, batch=4096):
 
 @torch.no_grad()
 def measure(sae, embeddings, batch=4096):
-    """(FVU, L0) over embeddings [N, E]; L0 is the mean number of positive codes of a text."""
+    """(FVU, L0) over embeddings [N, E], in slices.
+
+    FVU, the fraction of variance unexplained, is |x - x_hat|^2 / |x - mean(x)|^2; L0 the mean number of positive codes.
+    """
     device, error, total, positive = sae.mean.device, 0.0, 0.0, 0
     center = sae.standardize(embeddings.mean(0).to(device))
     for part in embeddings.split(batch):
