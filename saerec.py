@@ -18,6 +18,7 @@ Item 0 is padding everywhere; real items are 1..V, so an array with a row per it
 """
 
 import argparse
+import atexit
 import array
 import ast
 import csv
@@ -156,6 +157,30 @@ def generator(seed, purpose):
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+def join_processes():
+    """Under torchrun, join the other processes; of all of them only the first prints and writes files."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        torch.distributed.init_process_group()
+        atexit.register(torch.distributed.destroy_process_group)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if process_of()[0]:
+            sys.stdout = open(os.devnull, "w")
+
+
+def process_of():
+    """(number of this process, how many there are): (0, 1) without torchrun."""
+    on = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if on else (0, 1)
+
+
+def sum_over_processes(tensor):
+    """Add up a tensor over all processes, in place -> the tensor."""
+    if process_of()[1] > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
 class Progress:
     """One self-updating line on a terminal, a plain line now and then otherwise; both with the time left."""
 
@@ -181,6 +206,8 @@ class Progress:
 
 def write_atomically(path, write):
     """Call write(temporary path), then rename it to path: a reader never sees half a file, whatever interrupts."""
+    if process_of()[0]:
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")

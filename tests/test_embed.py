@@ -222,12 +222,38 @@ def test_settings_that_do_not_belong_together(refuses, fails, tiny_data):
     fails(embed.main, ["--data", tiny_data], "--run is missing", "runs/ml-100k")
     refuses(["--encoder", "word2vec"], "--encoder", "minilm, lsa")
     refuses(["--lsa-width", 5], "--lsa-width changes nothing with --encoder minilm")
-    for option, value in (("--weights", "x"), ("--max-tokens", 9), ("--batch-tokens", 9)):
+    for option, value in (("--weights", "x"), ("--max-tokens", 9), ("--batch-tokens", 9), ("--shard", "1/2")):
         refuses(["--encoder", "lsa", option, value], f"{option} changes nothing with --encoder lsa")
         refuses(["--embeddings", "x", option, value], f"{option} changes nothing with --embeddings")
     refuses(["--embeddings", "x", "--encoder", "lsa"], "--encoder changes nothing with --embeddings")
     refuses(["--embeddings", "x", "--lsa-width", 5], "--lsa-width changes nothing with --embeddings")
     refuses(["--max-tokens", 2], "--max-tokens is 2", "at least 3")
+
+
+def test_shards_merge_into_what_one_process_makes(tmp_path, tiny_data, fails):
+    weights, run = write_weights(tmp_path)[0], tmp_path / "run"
+    common = ["--data", str(tiny_data), "--weights", str(weights), "--device", "cpu"]
+
+    def make(run, *more, max_tokens=16):
+        assert embed.main([*common, "--max-tokens", str(max_tokens), "--run", str(run), *more]) == 0
+
+    fails(embed.main, ["merge"], "--run is missing")
+    fails(embed.main, ["merge", "--run", run], "no embeddings-I-of-N.safetensors")
+    make(tmp_path / "whole")
+    for part in (3, 1):
+        make(run, "--shard", f"{part}/3")
+    fails(embed.main, ["merge", "--run", run], "lacks part 2 of 3", "--shard 2/3")
+    make(run, "--shard", "2/3", max_tokens=5)
+    fails(embed.main, ["merge", "--run", run], "embeddings-2-of-3.safetensors", "different datasets, encoders or --max-tokens")
+    make(run, "--shard", "2/3")
+    assert embed.main(["merge", "--run", str(run)]) == 0
+    (one, meta), (merged, merged_meta) = (load_artifact(r / "embeddings.safetensors", "") for r in (tmp_path / "whole", run))
+    assert torch.equal(one["item"], merged["item"]) and merged_meta["encoder"] == meta["encoder"] and merged_meta["dataset"] == meta["dataset"]
+    torch.testing.assert_close(merged["embeddings"], one["embeddings"], atol=1e-6, rtol=0)
+    make(run, "--shard", "1/2")
+    fails(embed.main, ["merge", "--run", run], "shards of several N, 2, 3")
+    for shard in ("0/3", "4/3", "x", "1"):
+        fails(embed.main, [*common, "--run", run, "--shard", shard], f"--shard '{shard}' is not I/N")
 
 
 WRONG_CONFIGS = [

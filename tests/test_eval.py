@@ -45,10 +45,9 @@ def test_saerec_metrics_by_a_loop_over_users(tiny_data, tiny_run):
         stop = data.start[user + 1] - 1
         where = np.arange(max(data.start[user], stop - net.settings.history), stop)
         items = torch.from_numpy(data.flat[where]).long()[None]
-        last = torch.zeros_like(items, dtype=torch.bool)
-        last[0, -1] = True
+        last = torch.tensor([items.shape[1] - 1])
         with torch.no_grad():
-            scores = (net.item_table() @ net(items, personal[1][where][None], last, net.item_table())[0]).numpy()
+            scores = (net.item_table() @ net(items, last, personal[1][where[-1:]], net.item_table())[0]).numpy()
         seen = set(data.history(user, "test").tolist())
         ahead = sum(scores[v] >= scores[target] for v in range(1, len(data.items)) if v != target and v not in seen)
         reciprocal.append(0.0 if target in seen else 1 / (1 + ahead))

@@ -71,8 +71,19 @@ def batch_of(net, start, flat, personal, rows=None):
 
 
 def states(net, items, personal, wanted):
+    """User states [P, D] at the wanted positions, bool [B, T]."""
     with torch.no_grad():
-        return net(items, personal, wanted, net.item_table())
+        return net(items, places(wanted), None if personal is None else personal[wanted], net.item_table())
+
+
+def places(wanted):
+    return wanted.flatten().nonzero()[:, 0]
+
+
+def as_batch(items, target, personal, wanted):
+    """A Batch in which the wanted positions, bool [B, T], count alike."""
+    weight = torch.full((int(wanted.sum()),), 1 / int(wanted.sum()))
+    return model.Batch(items, places(wanted), target[wanted], weight, None if personal is None else personal[wanted])
 
 
 def copy_into_torch(ours):
@@ -128,20 +139,106 @@ def test_next_intent_loss_by_equation():
     log_q = (u @ (LIBRARY.vectors @ net.predict.weight.T).T).log_softmax(1)
     codes = torch.from_numpy(CODES)[target]
     has = codes.sum(1) > 0
-    expected = -(codes[has] / codes[has].sum(1, keepdim=True) * log_q[has]).sum(1).mean()
-    torch.testing.assert_close(model.next_intent_loss(net, u, target), expected)
+    weight = torch.rand(20)
+    expected = -(weight[has] * (codes[has] / codes[has].sum(1, keepdim=True) * log_q[has]).sum(1)).sum()
+    torch.testing.assert_close(model.next_intent_loss(net, u, target, weight), expected)
+    ids, places_in_ids = target.unique(return_inverse=True)
+    torch.testing.assert_close(model.next_intent_loss(net, u, places_in_ids, weight, ids), expected)
 
 
 @pytest.mark.parametrize("cells", [1, 100, 10**6])
-def test_fused_cross_entropy_is_torchs_own(cells):
-    u, table = torch.randn(23, 8, requires_grad=True), torch.randn(V + 1, 8, requires_grad=True)
-    target = torch.randint(1, V + 1, (23,))
-    expected = F.cross_entropy((u @ table[1:].T), target - 1)
-    wanted = torch.autograd.grad(3 * expected, (u, table))
-    loss = model.CatalogueCrossEntropy.apply(u, table, target, cells)
+def test_fused_logsumexp_is_torchs_own(cells):
+    u, table, weight = torch.randn(23, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True), torch.rand(23)
+    expected = weight @ (u @ table.T).logsumexp(1)
+    loss = model.LogSumExp.apply(u, table, weight, cells)
     torch.testing.assert_close(loss, expected)
-    for got, want in zip(torch.autograd.grad(3 * loss, (u, table)), wanted):
+    for got, want in zip(torch.autograd.grad(3 * loss, (u, table)), torch.autograd.grad(3 * expected, (u, table))):
         torch.testing.assert_close(got, want)
+
+
+def test_catalogue_loss_is_torchs_own():
+    u, table, target = torch.randn(23, 8), torch.randn(V + 1, 8), torch.randint(1, V + 1, (23,))
+    expected = F.cross_entropy(u @ table[1:].T, target - 1)
+    torch.testing.assert_close(model.catalogue_loss(u, table, target, torch.full((23,), 1 / 23)), expected)
+
+
+def test_sampled_loss_with_every_item_once_is_the_full_one():
+    """Each of V items drawn once of one expected: the estimate is the sum itself, and its gradient too."""
+    u, table, target = torch.randn(23, 8), torch.randn(V + 1, 8, requires_grad=True), torch.randint(1, V + 1, (23,))
+    weight, negatives = torch.rand(23), torch.randperm(V) + 1
+    sampled = model.sampled_loss(u, table, target, weight, negatives, torch.zeros(V))
+    full = model.catalogue_loss(u, table, target, weight)
+    torch.testing.assert_close(sampled, full)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, table)[0] for loss in (sampled, full)))
+
+
+def test_negatives_estimate_the_sum_over_the_catalogue_without_bias(tmp_path):
+    """What an item is expected to be drawn is what it is drawn on average, and the estimated sum has the true mean."""
+    data = saerec.load_dataset(write_dataset(tmp_path / "d"))
+    draw = model.negative_sampler(data, 40, saerec.generator(0, "x"))
+    drawn, log_count = (torch.stack(column) for column in zip(*(draw() for _ in range(4000))))
+    items = len(data.items) - 1
+    counts = torch.bincount(drawn.flatten(), minlength=items + 1) / 4000
+    popularity = np.bincount(data.training_items(), minlength=items + 1) / len(data.training_items())
+    expected = 20 / items + 20 * torch.from_numpy(popularity[1:])
+    assert (counts[1:] / expected - 1).abs().max() < 0.1 and counts[0] == 0
+    assert torch.allclose(log_count, expected.log().float()[drawn - 1])
+    scores = torch.linspace(-2, 2, items)
+    estimates = (scores[drawn - 1] - log_count).exp().sum(1)
+    assert estimates.mean() == pytest.approx(scores.exp().sum().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["default", "sasrec"])
+def test_a_batch_of_sampled_items_has_the_loss_of_the_whole_table(name, tmp_path):
+    """Only the items of a batch are embedded: with each item a negative once, loss and gradient are those of the full softmax."""
+    data = saerec.load_dataset(write_dataset(tmp_path / "d"))
+    net, items = build(**VARIANTS[name]), len(data.items) - 1
+    personal = model.activation_retrieval(data.start, data.flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)[1]
+    rows, flat = model.training_rows(data, 12), torch.from_numpy(data.flat).long()
+    wanted, results = model.batches(rows, 40)[1], []
+    every_item = lambda: (torch.randperm(items) + 1, torch.zeros(items))  # noqa: E731
+    for sampler in (None, every_item):
+        batch = model.make_batch(rows, wanted, flat, personal if net.has_intents else None, sampler)
+        loss, _ = model.batch_loss(net, batch)
+        net.zero_grad()
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(results[0], results[1], atol=2e-6, rtol=1e-4)
+
+
+def test_mixed_codes_and_their_gradient_by_a_dense_product():
+    net, table, grad = build(), torch.randn(J + 1, 8, requires_grad=True), torch.randn(V + 1, 8)
+    codes = torch.from_numpy(CODES)
+    share = codes / codes.sum(1, keepdim=True).clamp_min(1e-9)
+    ids = torch.tensor([7, 0, 5, 2, 7])
+    for name, dense in (("codes", codes), ("shares", share)):
+        expected = dense @ table[:-1]
+        torch.testing.assert_close(net.mix(name, table), expected)
+        torch.testing.assert_close(net.mix(name, table, ids), expected[ids])
+        wanted = torch.autograd.grad(expected, table, grad)[0]
+        torch.testing.assert_close(torch.autograd.grad(net.mix(name, table), table, grad)[0], wanted)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+    x = torch.full((400, 500), 3.0)
+    dropped = model.dropout(x, 0.3, training=True)
+    assert set(dropped.unique().tolist()) == {0.0, torch.tensor(3.0).div(torch.tensor(0.7)).item()}
+    assert (dropped == 0).float().mean() == pytest.approx(0.3, abs=0.01)
+    assert model.dropout(x, 0.3, training=False) is x
+
+
+def test_bfloat16_changes_the_loss_by_little(monkeypatch):
+    """What a GPU computes in half precision, here on the CPU: the same code, about the same loss, float32 gradients."""
+    net = build()
+    start, flat, personal = histories([3, 12, 7, 5, 2])
+    batch = as_batch(*(batch_of(net, start, flat, personal)[i] for i in (0, 2, 1, 3)))
+    exact, _ = model.batch_loss(net, batch)
+    real = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype, enabled: real(device, dtype, enabled=True))
+    half, _ = model.batch_loss(net, batch)
+    half.backward()
+    assert half.dtype == torch.float32 and half != exact and half.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(p.grad.dtype == torch.float32 for p in net.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("cells", [J, 3 * J, 10**6])
@@ -236,7 +333,7 @@ def test_one_pass_equals_a_row_for_every_prefix(name):
     net = build(**VARIANTS[name])
     start, flat, personal = histories([3, 12, 7, 5, 2])
     items, intents, target, real = batch_of(net, start, flat, personal)
-    loss, _ = model.batch_loss(net, items, target, intents, real)
+    loss, _ = model.batch_loss(net, as_batch(items, target, intents, real))
     loss.backward()
     expected = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
@@ -244,7 +341,7 @@ def test_one_pass_equals_a_row_for_every_prefix(name):
     begin, length = (torch.tensor(column) for column in zip(*prefixes))
     items, intents, target, real = batch_of(net, start, flat, personal, model.Rows(begin, length))
     last = real & (torch.arange(real.shape[1]) == length[:, None] - 1)
-    loss_rows, _ = model.batch_loss(net, items, target, intents, last)
+    loss_rows, _ = model.batch_loss(net, as_batch(items, target, intents, last))
     loss_rows.backward()
     torch.testing.assert_close(loss_rows, loss)
     got = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
@@ -269,7 +366,7 @@ def test_each_branch_changes_the_output_and_none_is_the_trunk():
     trunk = model.Recommender(model.resolve(dataclasses.replace(BASE, **VARIANTS["sasrec"])), V).eval()
     trunk.load_state_dict(whole.state_dict(), strict=False)
     table = whole.item_table().detach()
-    torch.testing.assert_close(trunk(items, None, real, table).detach(), outputs["both"])
+    torch.testing.assert_close(trunk(items, places(real), None, table).detach(), outputs["both"])
 
 
 def test_public_intents_are_the_most_frequent():
@@ -296,9 +393,10 @@ def test_eight_users_overfit(tmp_path):
     personal = model.activation_retrieval(data.start, data.flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)[1]
     rows, flat = model.training_rows(data, 12), torch.from_numpy(data.flat).long()
     optimizer = torch.optim.Adam(net.train().parameters(), lr=0.01)
-    where, items, real = model.gather(rows, torch.arange(len(rows.length)), flat)
+    everything = torch.arange(len(rows.length))
+    where, items, real = model.gather(rows, everything, flat)
     for _ in range(150):
-        loss, terms = model.batch_loss(net, items, flat[where + 1], personal[where], real)
+        loss, terms = model.batch_loss(net, model.make_batch(rows, everything, flat, personal))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -382,7 +480,7 @@ def test_histories_too_short_to_train_on(fails, tmp_path):
 # A setting that changes nothing is a bug: each of these must change the trained model.
 @pytest.mark.parametrize("flags", ["--intents none", "--paper", "--retrieval similarity", "--retrieval similarity --df-decay 0.5", "--personal 2",
                                    "--personal 0", "--public 2", "--public 0", "--decay 0.1", "--no-grounded", "--next-intent 1", "--width 12",
-                                   "--layers 1", "--heads 1", "--dropout 0.1", "--history 3", "--epochs 1", "--batch 9", "--lr 0.01", "--seed 4",
+                                   "--layers 1", "--heads 1", "--dropout 0.1", "--history 3", "--epochs 1", "--batch 9", "--negatives 8", "--lr 0.01", "--seed 4",
                                    "--patience 1 --epochs 40"])  # fmt: skip
 def test_every_setting_changes_the_model(tmp_path, tiny_data, tiny_run, flags):
     base = {"--retrieval similarity --df-decay 0.5": "--retrieval similarity", "--patience 1 --epochs 40": "--epochs 40"}.get(flags, "")

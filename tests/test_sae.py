@@ -77,7 +77,7 @@ def test_auxk_by_its_definition_and_only_for_dead_latents():
     dead = torch.zeros(32, dtype=torch.bool)
     dead[[3, 8, 20]] = True
     x_hat = net.decode(net.encode(x))
-    loss = sae.auxk_loss(net, x, x_hat, dead, 2)
+    loss = sae.auxk_loss(net, x, x_hat, dead.nonzero()[:, 0], 2)
     loss.backward()
     expected = residual_norm = 0.0
     with torch.no_grad():
@@ -101,8 +101,8 @@ def test_dead_latents_get_a_gradient_through_auxk_alone_and_revive():
         settings = dataclasses.replace(SETTINGS, auxk=auxk, auxk_weight=1.0, steps=300, dead_after=0.5)
         original = sae.SAE.fit_scale
 
-        def handicapped(net, embeddings):
-            original(net, embeddings)
+        def handicapped(net, embeddings, rows):
+            original(net, embeddings, rows)
             with torch.no_grad():
                 net.b_enc[4:] = -0.5
 
@@ -129,19 +129,19 @@ def test_project_then_step_then_normalize():
 def test_scaling_makes_the_variance_one():
     x, _ = planted()
     net = sae.SAE(8, 2, 24)
-    net.fit_scale(7 * x + 3)
+    net.fit_scale(7 * x + 3, torch.arange(len(x)))
     assert net.standardize(7 * x + 3).square().sum(1).mean().item() == pytest.approx(1, rel=1e-4)
 
 
 def test_fvu_measured_in_slices_is_fvu():
     x, _ = planted(300)
     net = random_sae()
-    net.fit_scale(x)
+    net.fit_scale(x, torch.arange(300))
     with torch.no_grad():
         codes = net.encode(net.standardize(x))
         x_hat = net.decode(codes) * net.scale + net.mean  # FVU is the same before scaling
         expected = ((x - x_hat).square().sum() / (x - x.mean(0)).square().sum()).item()
-    measured, l0 = sae.measure(net, x, batch=70)
+    measured, l0 = sae.measure(net, x, torch.arange(300), batch=70)
     assert measured == pytest.approx(expected, rel=1e-4) and l0 == pytest.approx((codes.values > 0).sum().item() / 300)
 
 
