@@ -10,18 +10,26 @@ relevant item a user, so with its rank r (1 is best):
 Metrics are shared with training, which needs them to choose its epoch: `target_ranks` and `ranking_metrics` in saerec.py.
 """
 
+import csv
 import dataclasses
+import io
+import itertools
 import json
+import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from model import load_library, load_model, model_scores, personal_intents, rank_users, user_intents
-from sae import describe_library
-from saerec import (UserError, common_settings, generator, load_artifact, pick_device, ranking_metrics, run, run_dataset, setting,
-                    write_lines)  # fmt: skip
+from model import (Library, ModelSettings, intent_terms, load_library, load_model, model_scores, personal_intents, rank_users, resolve,
+                   train_model, user_intents, user_states)  # fmt: skip
+from sae import (SaeSettings, build_library, describe_library, encode_all, held_out_texts, judged_intents, read_intents, rival,
+                 standardized_texts, train_sae)  # fmt: skip
+from saerec import (UserError, common_settings, generator, load_artifact, pick_device, ranking_metrics, run, run_dataset,
+                    save_artifact, setting, write_lines)  # fmt: skip
 
 PROTOCOL = (
     "leave-one-out, last item of each user; full ranking over the catalogue; items of the history leave the ranking, a target among "
@@ -42,19 +50,6 @@ def popularity_scores(data):
     """Number of training interactions of each item, the same for everybody: the `score` of `rank_users`."""
     counts = torch.bincount(torch.from_numpy(data.training_items()), minlength=len(data.items)).float()
     return lambda users: counts.expand(len(users), -1).clone()
-
-
-def read_intents(folder):
-    """Rows of intents.jsonl, in the order of the intents. Raises UserError if they are not those of intents.safetensors."""
-    path, made_by = folder / "intents.jsonl", f"sae.py --run {folder}"
-    latents = load_artifact(folder / "intents.safetensors", made_by)[0]["latent"].tolist()
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): make it again with `{made_by}`") from error
-    if [row.get("latent") for row in rows] != latents:
-        raise UserError(f"{path} does not belong to {folder / 'intents.safetensors'}: make both again with `{made_by}`")
-    return rows
 
 
 def metrics_table(models):
@@ -107,8 +102,442 @@ def rank(settings):
         print(*show_user(user, saerec, data, personal, rows, score, settings.top), "", sep="\n")
 
 
+# Baselines, ablations, significance
+
+CONFIGURATIONS = {  # of the ablation: changes to model.py's settings, and to sae.py's under "library"; all are compared with the first
+    "SAERec": {},
+    "SASRec": dict(intents="none"),
+    "SASRec + text": dict(intents="text", personal=0, public=0, next_intent=0.0),
+    "GRU4Rec": dict(intents="none", trunk="gru"),
+    "random vectors": dict(intents="random"),
+    "shuffled codes": dict(intents="shuffled"),
+    "k-means": dict(intents="kmeans"),
+    "PCA": dict(intents="pca"),
+    "dense autoencoder": dict(intents="dense"),
+    "L1 instead of TopK": dict(library=dict(sparsity="l1")),
+    "half of K": dict(library=dict(active=0.5)),
+    "twice K": dict(library=dict(active=2)),
+    "half of M": dict(library=dict(latents=0.5)),
+    "twice M": dict(library=dict(latents=2)),
+    "paper's parts alone": dict(paper=True),
+    "no branches": dict(personal=0, public=0),
+    "personal branch only": dict(public=0),
+    "public branch only": dict(personal=0),
+    "fusion by sum": dict(fusion="sum"),
+    "fusion by concatenation": dict(fusion="concat"),
+    "retrieval by similarity": dict(retrieval="similarity"),
+    "retrieval from the trunk": dict(retrieval="trunk"),
+    "items not grounded": dict(grounded=False),
+    "no next-intent loss": dict(next_intent=0.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AblateSettings:
+    run: str = setting("", "run folder with embeddings and intents", unit="path")
+    only: str = setting("", "names of configurations, comma-separated; all if not given")
+    seeds: int = setting(3, "seeds, counted from --seed, that each configuration is trained with", low=1)
+    model_flags: str = setting("", "settings of model.py for all configurations, as in '--width 128'")
+    out: str = setting("", "JSON file to write; RUN/ablation.json if not given", unit="path")
+    seed: int = common_settings()[0]
+    device: str = common_settings()[1]
+
+
+def popularity_ranks(data, settings):
+    """Baseline: the most frequent training items for everybody -> ranks, and no parameters."""
+    return rank_users(popularity_scores(data), data, "test"), 0, None
+
+
+def bpr_ranks(data, settings, factors=64, epochs=100, patience=10, batch=1024):
+    """Baseline: matrix factorization by Bayesian personalized ranking (Rendle et al. 2009), its epoch chosen on validation."""
+    torch.manual_seed(settings.seed)
+    random, users, items = generator(settings.seed, "bpr"), len(data.users), len(data.items)
+    held_in = np.diff(data.start) - 2
+    pairs = torch.stack([torch.arange(users).repeat_interleave(torch.from_numpy(held_in)), torch.from_numpy(data.training_items()).long()])
+    tables = [torch.nn.Parameter(0.1 * torch.randn(rows, factors)) for rows in (users, items)]
+    bias, best = torch.nn.Parameter(torch.zeros(items)), (-1.0, None, 0)
+    optimizer = torch.optim.Adam([*tables, bias], lr=1e-3, weight_decay=1e-5, fused=True)
+    for epoch in range(1, epochs + 1):
+        for user, item in (pairs[:, part] for part in torch.randperm(pairs.shape[1], generator=random).split(batch)):
+            other = torch.randint(1, items, item.shape, generator=random)
+            difference = (tables[0][user] * (tables[1][item] - tables[1][other])).sum(1) + bias[item] - bias[other]
+            optimizer.zero_grad()
+            (-F.logsigmoid(difference).mean()).backward()
+            optimizer.step()
+        score = (lambda U, V, b: lambda chosen: U[chosen] @ V.T + b)(*(t.detach().clone() for t in (*tables, bias)))
+        valid = ranking_metrics(rank_users(score, data, "valid"))["NDCG@10"]
+        best = max(best, (valid, score, epoch), key=lambda one: one[0])
+        if epoch - best[2] >= patience:
+            break
+    return rank_users(best[1], data, "test"), sum(t.numel() for t in (*tables, bias)), best[0]
+
+
+def train_variant(folder, data, changes, seed):
+    """Another SAE on a run's texts: a number in changes is a factor on the run's own setting -> (SAE, settings)."""
+    embeddings = load_artifact(folder / "embeddings.safetensors", f"embed.py --run {folder}", data)[0]["embeddings"]
+    stored = load_artifact(folder / "sae.safetensors", f"sae.py --run {folder}", data)[1]["settings"] | {"seed": seed}
+    if changes.get("sparsity") == "l1":
+        stored |= changes | {"active": SaeSettings.active}
+    else:
+        stored |= {name: max(1, int(stored[name] * factor)) for name, factor in changes.items()}
+    settings = SaeSettings(**stored)
+    return train_sae(embeddings, settings)[0].cpu(), settings
+
+
+def variant_library(folder, data, changes, seed):
+    """The intents of `train_variant` -> Library."""
+    net, settings = train_variant(folder, data, changes, seed)
+    embeddings = load_artifact(folder / "embeddings.safetensors", "", data)[0]["embeddings"]
+    codes, held_out = encode_all(net, embeddings), held_out_texts(len(embeddings), settings)
+    latent, csr, _ = build_library(codes, held_out.numpy(), data, settings)
+    return Library(net.W_dec.detach()[torch.from_numpy(latent).long()], *map(torch.from_numpy, csr))
+
+
+def model_ranks(data, folder, changes, settings):
+    """Train one configuration and rank the test items once -> (ranks float64 [users], number of parameters, validation NDCG@10)."""
+    if "library" in changes:
+        library = variant_library(folder, data, changes["library"], settings.seed)
+    else:
+        library = load_library(folder, data, settings.intents, settings.seed)
+    model, log = train_model(data, library, settings)
+    ranks = rank_users(model_scores(model, data, personal_intents(data, library, settings), "test"), data, "test")
+    return ranks, sum(p.numel() for p in model.parameters()), max(line["valid_NDCG@10"] for line in log)
+
+
+def permutation_test(difference, seed, rounds=10_000):
+    """Two-sided p-value that a mean is 0, by flipping the signs of paired differences float64 [users] at random."""
+    random, observed, beyond = np.random.default_rng(seed), abs(difference.mean()), 0
+    for _ in range(rounds // 100):
+        signs = random.integers(0, 2, (100, len(difference)), dtype=np.int8) * 2.0 - 1
+        beyond += int((abs(signs @ difference) / len(difference) >= observed - 1e-12).sum())
+    return (beyond + 1) / (rounds + 1)
+
+
+def holm(p_values):
+    """Holm's correction for many comparisons, in the order given."""
+    order, adjusted, highest = np.argsort(p_values), np.empty(len(p_values)), 0.0
+    for place, at in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[at]))
+        adjusted[at] = highest
+    return adjusted.tolist()
+
+
+def user_groups(data):
+    """Masks over users: the third with the shortest histories, and the third whose target is rarest in training."""
+    known, popularity = np.diff(data.start), np.bincount(data.training_items(), minlength=len(data.items))[data.targets("test")]
+    return {"short histories": known <= np.quantile(known, 1 / 3), "rare targets": popularity <= np.quantile(popularity, 1 / 3)}
+
+
+def ablate(settings):
+    """Train every configuration with every seed, resuming where an earlier run stopped, and say what the numbers say."""
+    folder, data = Path(settings.run), run_dataset(settings.run)
+    known = {"popularity": popularity_ranks, "BPR-MF": bpr_ranks} | CONFIGURATIONS
+    names = [name.strip() for name in settings.only.split(",")] if settings.only else list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--only: there is no configuration {unknown[0]!r}; choose among {', '.join(known)}")
+    names = ["SAERec", *(name for name in names if name != "SAERec")]
+    base = {}
+    run(["train", *settings.model_flags.split()], __doc__, train=(ModelSettings, lambda s: base.update(dataclasses.asdict(s))))
+    results = {name: [] for name in names}
+    for seed in range(settings.seed, settings.seed + settings.seeds):  # a seed for all, then the next: partial results compare
+        for name in names:
+            changes = known[name] if name in CONFIGURATIONS else {}
+            wanted = base | {k: v for k, v in changes.items() if k != "library"} | dict(run=str(folder), seed=seed, device=settings.device)
+            one = resolve(ModelSettings(**wanted))
+            path = folder / f"ablation-{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}.safetensors"
+            if path.is_file() and (done := load_artifact(path, "eval.py ablate", data))[1]["settings"] == dataclasses.asdict(one):
+                results[name].append((done[0]["ranks"], done[1]))
+                continue
+            print(f"{name}, seed {seed}")
+            started = time.perf_counter()
+            ranks, parameters, valid = known[name](data, one) if callable(known[name]) else model_ranks(data, folder, changes, one)
+            more = dict(parameters=parameters, seconds=round(time.perf_counter() - started, 1), valid=valid)
+            save_artifact(path, {"ranks": ranks}, one, data.hash, [folder / "intents.safetensors"], **more)
+            results[name].append((ranks, more))
+    report = ablation_report(data, results, settings)
+    out = Path(settings.out) if settings.out else folder / "ablation.json"
+    write_lines(out, [json.dumps(report, indent=1)])
+    print(*ablation_table(report), "", report["verdict"], f"written to {out}", sep="\n")
+
+
+def ablation_report(data, results, settings):
+    """Means, deviations and paired tests of {name: [(ranks, {parameters, seconds, valid}), ...]} -> what ablate writes."""
+    groups, rows, gains = user_groups(data), [], {}
+    for name, runs in results.items():
+        metrics = [ranking_metrics(ranks) for ranks, _ in runs]
+        gain = np.stack([np.where(ranks <= 10, 1 / np.log2(ranks.numpy() + 1), 0) for ranks, _ in runs])  # (seeds, users)
+        gains[name] = gain.mean(0)
+        row = dict(name=name, params=runs[0][1]["parameters"], seconds=float(np.mean([more["seconds"] for _, more in runs])))
+        row["valid NDCG@10"] = None if runs[0][1]["valid"] is None else float(np.mean([more["valid"] for _, more in runs]))
+        for metric in metrics[0]:
+            values = [one[metric] for one in metrics]
+            row[metric] = dict(mean=float(np.mean(values)), std=float(np.std(values, ddof=1)) if len(values) > 1 else None, per_seed=values)
+        rows.append(row | {"groups": {group: float(gains[name][mask].mean()) for group, mask in groups.items()}})
+    first, *others = results
+    p_values = [permutation_test(gains[first] - gains[name], settings.seed) for name in others]
+    tests = [
+        dict(a=first, b=name, metric="NDCG@10", difference=float((gains[first] - gains[name]).mean()), p=p, p_holm=adjusted)
+        for name, p, adjusted in zip(others, p_values, holm(p_values))
+    ]
+    protocol = f"{PROTOCOL}; paired sign-flip permutation test over users of NDCG@10 averaged over seeds, Holm's correction"
+    seeds = list(range(settings.seed, settings.seed + settings.seeds))
+    report = dict(dataset=data.folder.name, users=len(data.users), protocol=protocol, seeds=seeds, rows=rows, tests=tests)
+    return report | {"verdict": verdict(rows, tests)}
+
+
+def verdict(rows, tests):
+    """What the paired tests say, in sentences made from their numbers."""
+    mean = {row["name"]: row["NDCG@10"]["mean"] for row in rows}
+    said = []
+    for test in tests:
+        a, b, p = mean[test["a"]], mean[test["b"]], test["p_holm"]
+        found = "no difference that the test can tell" if p >= 0.01 else "better" if a > b else "worse"
+        said.append(f"{test['b']}: {found} ({a:.4f} against {b:.4f}, {a / b - 1:+.1%}, p = {p:.2g})" if b else f"{test['b']}: never hits")
+    return f"{rows[0]['name']} by NDCG@10, against " + "; ".join(said) + "."
+
+
+def ablation_table(report):
+    """Lines of a table of what ablate writes."""
+    tests = {test["b"]: test["p_holm"] for test in report["tests"]}
+    groups = list(report["rows"][0]["groups"])
+    yield f"{'':26}{'NDCG@10':>16}{'HR@10':>16}{'p':>8}" + "".join(f"{group:>17}" for group in groups) + f"{'parameters':>12}{'seconds':>9}"
+    for row in report["rows"]:
+        cells = [f"{row[m]['mean']:.4f}" + (f" ±{row[m]['std']:.4f}" if row[m]["std"] is not None else "") for m in ("NDCG@10", "HR@10")]
+        p = f"{tests[row['name']]:.2g}" if row["name"] in tests else ""
+        counts = "".join(f"{row['groups'][group]:>17.4f}" for group in groups) + f"{row['params']:>12,}{row['seconds']:>9.0f}"
+        yield f"{row['name']:26}{cells[0]:>16}{cells[1]:>16}{p:>8}{counts}"
+
+
+# Interpretability
+
+
+@dataclasses.dataclass(frozen=True)
+class InterpretSettings:
+    run: str = setting("", "run folder of finished stages", unit="path")
+    users: int = setting(500, "users whose best recommendation is taken apart in the deletion test", low=1)
+    out: str = setting("", "JSON file to write; RUN/interpret.json if not given", unit="path")
+    seed: int = common_settings()[0]
+    device: str = common_settings()[1]
+
+
+def firing_auroc(activation, truth):
+    """AUROC of every latent at telling every true intent -> float64 [J*, J]; activation [N, J] >= 0, truth bool [N, J*].
+
+    Both columns have positives and negatives, or the cell is nan. Zeros tie, positive activations are taken to differ.
+    """
+    a, t = activation.double(), truth.double()
+    rank = a.argsort(dim=0, stable=True).argsort(dim=0, stable=True) + 1.0
+    rank = torch.where(a > 0, rank.double(), ((a <= 0).sum(0).double() + 1) / 2)  # tied ones share their mean rank
+    positives = t.sum(0)[:, None]  # (J*, 1)
+    return (t.T @ rank - positives * (positives + 1) / 2) / (positives * (len(t) - positives))
+
+
+def recovery(vectors, codes, x, truth):
+    """How well learned directions [J, E] and codes of texts x [N, E] recover the intents that texts were written about, bool [N, J*].
+
+    recovered and mean_cosine: the best cosine of each true direction, which is the least-squares part of an intent in x;
+    auroc: its best latent, chosen on half of the texts, tells the other half's; isolation: by how much it tells them better
+    than it tells any other true intent.
+    """
+    design = torch.cat([truth.float(), torch.ones(len(x), 1)], 1)
+    directions = F.normalize(torch.linalg.lstsq(design, x).solution[:-1], dim=1)  # (J*, E)
+    cosine = (directions @ F.normalize(vectors, dim=1).T).max(1).values
+    activation = torch.zeros(len(x), len(vectors)).scatter_(1, codes.latents, codes.values)
+    chosen = firing_auroc(activation[::2], truth[::2]).nan_to_num(0).argmax(1)  # (J*,)
+    told = firing_auroc(activation[1::2][:, chosen], truth[1::2])  # (J*, J*): true intent, latent chosen for one
+    own, others = told.diagonal(), told.masked_fill(torch.eye(len(told), dtype=torch.bool), -1).nan_to_num(-1)
+    scores = dict(recovered=(cosine > 0.9).double().mean(), mean_cosine=cosine.mean(), auroc=own.nanmean())
+    return {name: float(value) for name, value in scores.items()} | {"isolation": float((own - others.max(0).values).nanmean())}
+
+
+def recovery_table(folder, data, seed):
+    """`recovery` of the run's SAE, of others by K and M, and of their rivals, where the dataset folder knows the truth -> rows."""
+    truth = load_artifact(data.folder / "truth.safetensors", "saerec.py prepare planted", data)[0]["text_intents"].bool()
+    x, own = standardized_texts(folder, data), load_artifact(folder / "sae.safetensors", "", data)[1]["settings"]
+    embeddings, rows = load_artifact(folder / "embeddings.safetensors", "", data)[0]["embeddings"], []
+    changes = [{}, *({"active": f} for f in (0.25, 0.5, 2, 4)), *({"latents": f} for f in (0.25, 0.5, 2)), {"sparsity": "l1"}]
+    for change in changes:
+        net, settings = train_variant(folder, data, change, seed)
+        kind = "L1-SAE" if settings.sparsity == "l1" else "SAE"
+        K = None if settings.sparsity == "l1" else settings.active
+        scores = recovery(net.W_dec.detach(), encode_all(net, embeddings), x, truth)
+        rows.append(dict(method=kind, K=K, M=settings.latents) | scores)
+    for kind, name in (("pca", "PCA"), ("kmeans", "k-means"), ("dense", "dense autoencoder")):
+        vectors, codes = rival(kind, x, own["latents"], own["active"], seed)
+        rows.append(dict(method=name, K=codes.values.shape[1], M=len(vectors)) | recovery(vectors, codes, x, truth))
+    return rows
+
+
+def label_scores(rows, key="detection_auroc"):
+    """Median and share above 0.8 of an AUROC over the judged rows of intents.jsonl -> dict."""
+    scores = np.array([row[key] for row in judged_intents(rows)])
+    return dict(intents=len(scores), median=float(np.median(scores)), above_08=float((scores > 0.8).mean())) if len(scores) else dict(intents=0)
+
+
+def stability(vectors, others):
+    """How much of a library another seed finds again: best cosines of vectors [J, E] among others [J', E] -> dict."""
+    best = (F.normalize(vectors, dim=1) @ F.normalize(others, dim=1).T).max(1).values
+    return dict(mean_cosine=float(best.mean()), above_09=float((best > 0.9).double().mean()), above_07=float((best > 0.7).double().mean()))
+
+
+@torch.no_grad()
+def deletion_test(model, data, personal, users, seed):
+    """Rank of users' best recommendation once its largest intent term is taken from its score, and once a random one is -> dict."""
+    random, table, after = generator(seed, "deletion test"), model.item_table(), []
+    states = user_states(model, data, personal, "test")
+    for user in users:
+        scores = states[user] @ table.T
+        scores[[0, *data.history(user, "test").tolist()]] = -torch.inf
+        item = int(scores.argmax())
+        intents, terms = intent_terms(model, states[user], item)
+        if len(terms) > 1:
+            largest, other = int(terms.argmax()), int(torch.randint(len(terms), (), generator=random))
+            after.append([float((scores > scores[item] - terms[at]).sum() + (terms[at] <= 0)) for at in (largest, other)])
+    largest, other = np.array(after).T if after else (np.zeros(1), np.zeros(1))
+    return dict(users=len(after), rank_without_largest=float(largest.mean()), rank_without_random=float(other.mean()),
+                p=permutation_test(largest - other, seed))  # fmt: skip
+
+
+def interpret(settings):
+    """Measure how well a run's intents can be understood, and write it."""
+    folder, device = Path(settings.run), pick_device(settings.device)
+    data, library = run_dataset(settings.run), load_library(Path(settings.run), run_dataset(settings.run))
+    rows, x = read_intents(folder), standardized_texts(folder, data)
+    own = SaeSettings(**load_artifact(folder / "sae.safetensors", f"sae.py --run {folder}", data)[1]["settings"])
+    report = dict(dataset=data.folder.name, labels={"SAE": label_scores(rows), "SAE, labels permuted": label_scores(rows, "permuted_auroc")})
+    _, codes = rival("kmeans", x, len(rows), own.active, settings.seed)
+    clusters = dataclasses.replace(own, latents=len(rows))
+    report["labels"]["k-means"] = label_scores(build_library(codes, held_out_texts(len(x), own).numpy(), data, clusters)[2])
+    report["stability"] = stability(library.vectors, variant_library(folder, data, {}, own.seed + 1).vectors)
+    model = load_model(folder, "sae", data, library).to(device)
+    if model.settings.grounded:
+        users = torch.randperm(len(data.users), generator=generator(settings.seed, "deletion users"))[: settings.users].tolist()
+        report["deletion"] = deletion_test(model, data, personal_intents(data, library, model.settings), users, settings.seed)
+    if (data.folder / "truth.safetensors").is_file():
+        report["recovery"] = recovery_table(folder, data, own.seed)
+    out = Path(settings.out) if settings.out else folder / "interpret.json"
+    write_lines(out, [json.dumps(report, indent=1)])
+    print(*interpret_lines(report), f"written to {out}", sep="\n")
+
+
+def interpret_lines(report):
+    """What interpret measured, for people."""
+    for name, one in report["labels"].items():
+        if one["intents"]:
+            yield f"labels of {name:22} detection AUROC median {one['median']:.2f}, above 0.8 for {one['above_08']:.0%} of {one['intents']} intents"
+    same = report["stability"]
+    yield f"another seed finds intents again: mean best cosine {same['mean_cosine']:.2f}, above 0.9 for {same['above_09']:.0%}"
+    if one := report.get("deletion"):
+        yield (f"deletion test, {one['users']} users: without its largest intent term the best item falls to rank {one['rank_without_largest']:.1f}, "
+               f"without a random one to {one['rank_without_random']:.1f} (p = {one['p']:.2g})")  # fmt: skip
+    for number, row in enumerate(report.get("recovery", [])):
+        if not number:
+            yield f"{'recovery of the true intents':30}{'K':>4}{'M':>6}{'recovered':>11}{'cosine':>8}{'AUROC':>7}{'isolation':>11}"
+        yield (f"  {row['method']:28}{row['K'] or '':>4}{row['M']:>6}{row['recovered']:>11.0%}{row['mean_cosine']:>8.2f}{row['auroc']:>7.2f}"
+               f"{row['isolation']:>11.2f}")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class RateSettings:
+    run: str = setting("", "run folder with intents", unit="path")
+    out: str = setting("sheet.csv", "sheet to fill in; the right answers go beside it, into the same name with _key", unit="path")
+    intents: int = setting(30, "intents to ask about, drawn by the seed", low=1)
+    seed: int = common_settings()[0]
+
+
+def rate(settings):
+    """Write a blind, shuffled sheet for human raters: which of five texts doesn't belong, and how well does a label fit (1-5)?"""
+    rows = [row for row in read_intents(Path(settings.run)) if len(row["texts"]) >= 4]
+    if len(rows) < 2:
+        raise UserError(f"{settings.run} has {len(rows)} intents with 4 top texts: two are needed to find intruders")
+    random, questions = np.random.default_rng(settings.seed), []
+    for at in random.permutation(len(rows))[: settings.intents]:
+        own = rows[at]["texts"][:4]
+        strangers = [text for row in rows if row is not rows[at] for text in row["texts"][:1] if text not in rows[at]["texts"]]
+        order = random.permutation(5)
+        texts = [[*own, strangers[random.integers(len(strangers))]][place] for place in order]
+        questions.append(("intruder", "which text does not belong? 1-5", texts, int(np.argmax(order)) + 1))
+        fits = random.random() < 0.5  # half of the labels are another intent's
+        label = rows[at if fits else (at + random.integers(1, len(rows))) % len(rows)]["label"]
+        questions.append(("label", f"how well does {label!r} fit these texts? 1 (not at all) - 5 (perfectly)", [*own, ""], int(fits)))
+    order, out = random.permutation(len(questions)), Path(settings.out)
+    sheet = [[n, *questions[at][:2], *questions[at][2], ""] for n, at in enumerate(order, 1)]
+    write_csv(out, ["question", "task", "asked", *(f"text {n}" for n in range(1, 6)), "answer"], sheet)
+    write_csv(out.with_stem(out.stem + "_key"), ["question", "task", "right"], [[n, questions[at][0], questions[at][3]] for n, at in enumerate(order, 1)])
+    print(f"{out}: {len(sheet)} questions; fill in the column answer, then `python eval.py kappa` with each rater's file")
+
+
+def write_csv(path, header, rows):
+    """Write a CSV file for spreadsheets, atomically."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_lines(path, text.getvalue().splitlines())
+
+
+@dataclasses.dataclass(frozen=True)
+class KappaSettings:
+    sheets: list = setting(None, "filled sheets, one a rater", unit="paths", positional=True)
+    key: str = setting("", "the sheet's _key file; accuracy is left out without it", unit="path")
+
+
+def read_sheet(path, column):
+    """A column of a rating sheet -> {question: (task, whole number)}. Raises UserError with file and line."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}): give a sheet that `eval.py rate` wrote") from error
+    answers = {}
+    for line, row in enumerate(rows, 2):
+        value, allowed = (row.get(column) or "").strip(), "01" if column == "right" and row.get("task") == "label" else "12345"
+        if not row.get("question") or len(value) != 1 or value not in allowed:
+            raise UserError(f"{path} row {line}: {column} is {value!r}, not one of {', '.join(allowed)}: fill it in")
+        answers[row["question"]] = row["task"], int(value)
+    return answers
+
+
+def cohen_kappa(a, b):
+    """Agreement of two raters beyond chance (Cohen 1960); a, b int [questions]."""
+    agree, chance = np.mean(a == b), sum(np.mean(a == c) * np.mean(b == c) for c in np.union1d(a, b))
+    return float((agree - chance) / (1 - chance)) if chance < 1 else 1.0
+
+
+def fleiss_kappa(answers):
+    """Agreement of many raters beyond chance (Fleiss 1971); answers int [raters, questions]."""
+    count = np.stack([(answers == c).sum(0) for c in np.unique(answers)], 1)  # (questions, categories)
+    raters = len(answers)
+    agree, chance = ((count**2).sum(1) - raters) / (raters * (raters - 1)), ((count.sum(0) / count.sum()) ** 2).sum()
+    return float((agree.mean() - chance) / (1 - chance)) if chance < 1 else 1.0
+
+
+def kappa(settings):
+    """Score filled sheets: accuracy against the key, and agreement of the raters."""
+    sheets = [read_sheet(path, "answer") for path in settings.sheets]
+    key = read_sheet(settings.key, "right") if settings.key else {}
+    for path, sheet in zip(settings.sheets, sheets):
+        if sheet.keys() != sheets[0].keys() or (key and sheet.keys() != key.keys()):
+            raise UserError(f"{path} has other questions than {settings.sheets[0]} or the key: give copies of one sheet")
+    for task in ("intruder", "label"):
+        asked = [question for question, (kind, _) in sheets[0].items() if kind == task]
+        answers = np.array([[sheet[question][1] for question in asked] for sheet in sheets])  # (raters, questions)
+        if not len(asked):
+            continue
+        said = [f"{task}: {len(asked)} questions, {len(sheets)} raters"]
+        right = np.array([key[question][1] for question in asked]) if key else None
+        if task == "intruder" and key:
+            said.append(f"accuracy {(answers == right).mean():.2f} (chance 0.20)")
+        elif key:
+            own, other = (answers[:, right == side].mean() if (right == side).any() else np.nan for side in (1, 0))
+            said.append(f"mean fit {own:.2f} of own labels, {other:.2f} of other intents' labels")
+        if len(sheets) > 1:
+            pairs = [cohen_kappa(a, b) for a, b in itertools.combinations(answers, 2)]
+            said.append(f"Cohen's kappa {np.mean(pairs):.2f}{' (mean of pairs)' * (len(pairs) > 1)}, Fleiss' kappa {fleiss_kappa(answers):.2f}")
+        print("; ".join(said))
+
+
 def main(argv=None):
-    return run(argv, __doc__, rank=(EvalSettings, rank))
+    commands = dict(rank=(EvalSettings, rank), ablate=(AblateSettings, ablate), interpret=(InterpretSettings, interpret))
+    return run(argv, __doc__, **commands, rate=(RateSettings, rate), kappa=(KappaSettings, kappa))
 
 
 if __name__ == "__main__":

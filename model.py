@@ -31,19 +31,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sae import SaeSettings, item_codes, rival, standardized_texts
 from saerec import (Progress, UserError, common_settings, generator, join_processes, load_artifact, load_dataset, pick_device, process_of,
                     ranking_metrics, run, run_dataset, save_artifact, setting, sum_over_processes, target_ranks, write_table)  # fmt: skip
+
+
+INTENTS = ("sae", "none", "text", "random", "shuffled", "kmeans", "pca", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
     run: str = setting("", "run folder", unit="path")
     data: str = setting("", "dataset folder; the one that embed.py read if not given", unit="path")
-    intents: str = setting("sae", "what guides the model; none is SASRec, the control", choices=("sae", "none"))
+    intents: str = setting("sae", "what guides the model; none is SASRec, the control, the others are rivals of the SAE", choices=INTENTS)
     paper: bool = setting(False, "the paper's parts alone: --retrieval similarity --no-grounded --next-intent 0", origin="SAERec")
-    retrieval: str = setting("activation", "how personal intents are found", choices=("activation", "similarity"))
+    retrieval: str = setting("activation", "how personal intents are found", choices=("activation", "similarity", "trunk"))
     personal: int = setting(5, "personal intents k of a position; 0 removes the branch", origin="SAERec's code", low=0)
     public: int = setting(5, "public intents g; 0 removes the branch", origin="SAERec's code", low=0)
+    fusion: str = setting("adaptive", "how branches join the trunk", choices=("adaptive", "sum", "concat"), origin="SAERec")
+    trunk: str = setting("attention", "what reads the history: SASRec's blocks, or GRU4Rec's recurrent layers", choices=("attention", "gru"))
     decay: float = setting(0.9, "what a step back in time leaves of an item's codes in tf, with --retrieval activation", low=0, high=1)
     df_decay: float = setting(0.9, "decay of the moving averages df and n, with --retrieval similarity", origin="SAERec's code", low=0, high=1)
     grounded: bool = setting(True, "items are embedded as id plus intents, equation (1)")
@@ -68,9 +74,11 @@ def resolve(settings):
     if settings.width % settings.heads:
         raise UserError(f"--width {settings.width} cannot be split among --heads {settings.heads}: make it a multiple")
     without = {
-        f"--intents {settings.intents}": "paper retrieval personal public decay df_decay grounded next_intent" * (settings.intents == "none"),
+        f"--intents {settings.intents}": "paper retrieval personal public fusion decay df_decay grounded next_intent" * (settings.intents == "none"),
         "--paper": "retrieval grounded next_intent decay" * settings.paper,
         "--personal 0": "retrieval decay df_decay" * (settings.personal == 0),
+        "--personal 0 --public 0": "fusion" * (settings.personal == settings.public == 0),
+        "--trunk gru": "heads" * (settings.trunk == "gru" and (settings.intents == "none" or settings.personal == settings.public == 0)),
         f"--retrieval {settings.retrieval}": "df_decay" if settings.retrieval == "activation" and not settings.paper else "decay",
     }
     for cause, names in without.items():
@@ -216,6 +224,18 @@ class CrossAttention(Attention):
         return self.finish(x, mixed.flatten(1))
 
 
+class Recurrent(torch.nn.Module):
+    """A gated recurrent layer in place of a self-attention block (GRU4Rec, Hidasi et al. 2016)."""
+
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.gru, self.dropout = torch.nn.GRU(width, width, batch_first=True), dropout
+
+    def forward(self, x):
+        """x [B, T, D] -> [B, T, D]; position t sees positions up to t."""
+        return dropout(self.gru(x)[0], self.dropout, self.training)
+
+
 class Recommender(torch.nn.Module):
     """Equations (1)-(8). Without a library it is the trunk alone: SASRec (Kang & McAuley 2018)."""
 
@@ -227,7 +247,7 @@ class Recommender(torch.nn.Module):
         self.item = torch.nn.Embedding(items + 1, s.width, padding_idx=0)
         self.position = torch.nn.Embedding(s.history, s.width)
         self.input_norm = torch.nn.LayerNorm(s.width)
-        self.trunk = torch.nn.ModuleList(SelfAttention(*block) for _ in range(s.layers))
+        self.trunk = torch.nn.ModuleList((Recurrent if s.trunk == "gru" else SelfAttention)(*block) for _ in range(s.layers))
         self.has_intents = s.intents != "none"
         if self.has_intents:
             J, E = library.vectors.shape
@@ -245,6 +265,8 @@ class Recommender(torch.nn.Module):
             self.intent = torch.nn.Linear(E, s.width)
             self.personal = torch.nn.ModuleList(CrossAttention(*block) for _ in range(s.layers * (s.personal > 0)))
             self.public = torch.nn.ModuleList(CrossAttention(*block) for _ in range(s.layers * (s.public > 0)))
+            if s.fusion == "concat":
+                self.join = torch.nn.Linear((1 + (s.personal > 0) + (s.public > 0)) * s.width, s.width)
             if s.grounded:
                 self.ground = torch.nn.Linear(E, s.width, bias=False)  # P
             if s.next_intent:
@@ -317,7 +339,8 @@ class Recommender(torch.nn.Module):
             return a
         z, branches = self.intent(self.vectors), []  # (J+1, D)
         if len(self.personal):
-            b, chosen = h, self.retrieve(h, z)[1] if personal is None else personal.long()  # (P, k)
+            query = a if self.settings.retrieval == "trunk" else h
+            b, chosen = h, self.retrieve(query, z)[1] if personal is None else personal.long()  # (P, k)
             for block in self.personal:
                 b = block(b, z, chosen)
             branches.append(b)
@@ -326,7 +349,9 @@ class Recommender(torch.nn.Module):
             for block in self.public:
                 c = block(c, z, chosen)
             branches.append(c)
-        return fuse(a, torch.stack(branches, 1))
+        if self.settings.fusion == "concat":
+            return self.join(torch.cat([a, *branches], 1))
+        return a + sum(branches) if self.settings.fusion == "sum" else fuse(a, torch.stack(branches, 1))
 
 
 def fuse(a, branches):
@@ -506,10 +531,36 @@ def negative_sampler(data, count, random):
 # Training and scoring
 
 
-def load_library(folder, data):
-    """Read a run's intents -> Library. Raises UserError."""
-    tensors, _ = load_artifact(folder / "intents.safetensors", f"sae.py --run {folder}", data)
-    return Library(*(tensors[name] for name in Library._fields))
+def load_library(folder, data, intents="sae", seed=0):
+    """Read a run's intents, or make a rival of as many -> Library; None for "none". Raises UserError.
+
+    text: an item has one "intent" alone, its mean text embedding; random: the SAE's codes over random unit vectors;
+    shuffled: the codes of another item; kmeans, pca, dense: `rival`.
+    """
+    if intents == "none":
+        return None
+    tensors, meta = load_artifact(folder / "intents.safetensors", f"sae.py --run {folder}", data)
+    library = Library(*(tensors[name] for name in Library._fields))
+    J, V, random = len(library.vectors), len(data.items) - 1, generator(seed, f"{intents} intents")
+    if intents == "random":
+        return library._replace(vectors=F.normalize(torch.randn(library.vectors.shape, generator=random), dim=1))
+    if intents == "shuffled":
+        count, order = library.indptr.diff(), torch.cat([torch.zeros(1, dtype=torch.int64), torch.randperm(V, generator=random) + 1])
+        cells = torch.cat([torch.arange(library.indptr[v], library.indptr[v + 1]) for v in order])
+        indptr = F.pad(count[order].cumsum(0), (1, 0))
+        return library._replace(indptr=indptr, indices=library.indices[cells], values=library.values[cells])
+    if intents == "sae":
+        return library
+    x, settings = standardized_texts(folder, data), SaeSettings(**meta["settings"])
+    if intents == "text":
+        sums = torch.zeros(V + 1, x.shape[1]).index_add_(0, torch.from_numpy(data.text_item).long(), x)
+        texts = torch.from_numpy(np.bincount(data.text_item, minlength=V + 1))
+        covered = texts > 0
+        indptr = F.pad(covered.cumsum(0), (1, 0))
+        return Library((sums / texts.clamp_min(1)[:, None])[covered], indptr, torch.arange(covered.sum()).int(), torch.ones(covered.sum()))
+    vectors, codes = rival(intents, x, J, settings.active, seed)
+    csr = item_codes(codes, data.text_item, V, np.arange(len(vectors)))
+    return Library(vectors, *map(torch.from_numpy, csr))
 
 
 def personal_intents(data, library, settings):
@@ -545,8 +596,23 @@ def user_intents(model, data, personal, part, users):
         return personal[0][last], personal[1][last].long()
     rows = evaluation_rows(data, part, model.settings.history)
     _, items, _ = gather(rows, torch.as_tensor(users), torch.from_numpy(data.flat).long())
-    h = model.embed(items.to(model.df.device), model.item_table())[torch.arange(len(users)), rows.length[users] - 1]
+    h = model.embed(items.to(model.df.device), model.item_table())
+    for block in model.trunk if model.settings.retrieval == "trunk" else ():
+        h = block(h)
+    h = h[torch.arange(len(users)), rows.length[users] - 1]
     return model.retrieve(h, model.intent(model.vectors))
+
+
+@torch.no_grad()
+def intent_terms(model, u, item):
+    """The intent terms of <u, E_v>, largest first -> (intent int64 [n], value float32 [n]); the id's part is the rest.
+
+    u: [D], item: 1..V. Since E_v = e_v + sum_j code_vj P d_j, the score is <u, e_v> plus a term code_vj <u, P d_j> an intent.
+    """
+    begin, end = model.codes0[item], model.codes0[item + 1]
+    intents = model.codes1[begin:end].long()
+    values, order = (model.codes2[begin:end] * (model.ground(model.vectors[intents]) @ u)).sort(descending=True)
+    return intents[order], values
 
 
 @torch.no_grad()
@@ -646,7 +712,8 @@ def train_model(data, library, settings):
 
 def file_names(intents):
     """Where a model and its log lie in the run folder."""
-    return ("sasrec.safetensors", "sasrec_log.csv") if intents == "none" else ("model.safetensors", "log.csv")
+    name = {"sae": "", "none": "sasrec"}.get(intents, intents)
+    return f"{name or 'model'}.safetensors", f"{name}{'_' * bool(name)}log.csv"
 
 
 def load_model(folder, intents, data, library):
@@ -668,7 +735,7 @@ def train(settings):
     join_processes()
     settings, folder = resolve(settings), Path(settings.run)
     data = load_dataset(settings.data) if settings.data else run_dataset(settings.run)
-    library = None if settings.intents == "none" else load_library(folder, data)
+    library = load_library(folder, data, settings.intents, settings.seed)
     for name in ("personal", "public") if library else ():
         if getattr(settings, name) > len(library.vectors):
             raise UserError(f"--{name} {getattr(settings, name)} is more than the {len(library.vectors)} intents of {folder}: lower it")

@@ -118,7 +118,8 @@ def run(argv, doc, **commands):
         else:
             options |= {"type": f.type, "metavar": "|".join(m["choices"]) if m["choices"] else f.type.__name__.upper()}
         if m["positional"]:
-            parser.add_argument(f.name, help=options["help"], type=f.type)
+            many = {"nargs": "+"} if f.type is list else {"type": f.type}
+            parser.add_argument(f.name, help=options["help"], **many)
         else:
             parser.add_argument("--" + f.name.replace("_", "-"), **options)
     try:

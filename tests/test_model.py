@@ -22,6 +22,10 @@ VARIANTS = {
     "public only": dict(personal=0),
     "no branches": dict(personal=0, public=0),
     "sasrec": dict(intents="none", personal=5, public=5),
+    "gru": dict(trunk="gru"),
+    "from the trunk": dict(retrieval="trunk"),
+    "sum": dict(fusion="sum"),
+    "concat": dict(fusion="concat"),
 }
 
 
@@ -434,6 +438,8 @@ def test_moving_averages_are_saved(tmp_path, tiny_data, tiny_run):
         ("--df-decay 0.5", ["--df-decay", "--retrieval activation"]),
         ("--retrieval similarity --decay 0.5", ["--decay", "--retrieval similarity"]),
         ("--personal 0 --decay 0.5", ["--decay", "--personal 0"]),
+        ("--personal 0 --public 0 --fusion sum", ["--fusion", "changes nothing"]),
+        ("--intents none --trunk gru --heads 1", ["--heads", "--trunk gru"]),
         ("--personal 99", ["--personal 99", "more than the", "intents"]),
         ("--public 99", ["--public 99", "more than the", "intents"]),
         ("--intents some", ["some", "sae, none"]),
@@ -478,7 +484,9 @@ def test_histories_too_short_to_train_on(fails, tmp_path):
 
 
 # A setting that changes nothing is a bug: each of these must change the trained model.
-@pytest.mark.parametrize("flags", ["--intents none", "--paper", "--retrieval similarity", "--retrieval similarity --df-decay 0.5", "--personal 2",
+@pytest.mark.parametrize("flags", ["--intents none", "--paper", "--retrieval similarity", "--retrieval similarity --df-decay 0.5", "--retrieval trunk",
+                                   "--fusion sum", "--fusion concat", "--trunk gru", "--intents text", "--intents random", "--intents shuffled",
+                                   "--intents kmeans", "--intents pca", "--intents dense", "--personal 2",
                                    "--personal 0", "--public 2", "--public 0", "--decay 0.1", "--no-grounded", "--next-intent 1", "--width 12",
                                    "--layers 1", "--heads 1", "--dropout 0.1", "--history 3", "--epochs 1", "--batch 9", "--negatives 8", "--lr 0.01", "--seed 4",
                                    "--patience 1 --epochs 40"])  # fmt: skip
@@ -488,7 +496,7 @@ def test_every_setting_changes_the_model(tmp_path, tiny_data, tiny_run, flags):
     for more in (base, flags):
         run = copy_run(tiny_run, tmp_path / f"run{len(written)}")
         assert model.main(["--run", str(run), "--epochs", "3", "--width", "8", "--batch", "24", "--history", "6", "--device", "cpu", *more.split()]) == 0
-        name = model.file_names("none" if "none" in more else "sae")
+        name = model.file_names(more.split()[1] if "--intents" in more else "sae")
         tensors = saerec.load_artifact(run / name[0], "")[0]
         log = [line.split(",")[2:] for line in (run / name[1]).read_text().splitlines()]
         written.append(({name: t.tolist() for name, t in tensors.items()}, log))

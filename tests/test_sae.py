@@ -240,7 +240,8 @@ def test_library_names_what_it_found(tiny_run):
     topics = {"space": "space rocket planet orbit astronaut", "cooking": "cooking recipe oven butter kitchen", "music": "music guitar melody concert singer"}
     named = sum(any(word in topic for topic in topics.values() for word in row["keywords"][0].split()) for row in rows)
     assert named >= 0.7 * len(rows)
-    assert {"intent", "latent", "label", "keywords", "texts", "items", "density", "detection_auroc", "detection_texts"} == set(rows[0])
+    assert {"intent", "latent", "label", "keywords", "texts", "items", "density", "detection_auroc", "detection_texts",
+            "permuted_auroc"} == set(rows[0])  # fmt: skip
 
 
 @pytest.mark.parametrize(
