@@ -10,6 +10,7 @@ EMBED_FLAGS  ?=
 SAE_FLAGS    ?=
 SASREC_FLAGS ?=
 MODEL_FLAGS  ?=
+ABLATE_FLAGS ?=
 
 PY     := .venv/bin/python
 COMMON  = --seed $(SEED) --device $(DEVICE)
@@ -17,16 +18,25 @@ COMMON  = --seed $(SEED) --device $(DEVICE)
 SOURCE  = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz),$(DATA)/sequences.txt) $(wildcard $(DATA)/texts.jsonl $(DATA)/texts.jsonl.gz)
 WEIGHTS = weights/all-MiniLM-L6-v2/config.json
 
-.PHONY: all planted test clean help
+.PHONY: all planted test bench ablate interpret clean help
 .DELETE_ON_ERROR:
 
-all: $(RUN)/metrics.json  ## set up, get data and weights, run every stage
+all: $(RUN)/report.html  ## set up, get data and weights, run every stage, make report.html
 
-planted:  ## the whole run on a generated world whose intents are known, in under 2 minutes
-	$(MAKE) all DATA=data/planted EMBED_FLAGS="--encoder lsa"
+planted:  ## the whole run on a generated world whose intents are known, and how well they are recovered
+	$(MAKE) runs/planted/interpret.json all DATA=data/planted EMBED_FLAGS="--encoder lsa"
 
 test: .venv/ready $(WEIGHTS)  ## set up and run the tests
 	$(PY) -m pytest -q tests
+
+bench: $(RUN)/intents.jsonl  ## measure speed and memory -> benchmarks/results.json; QUICK=1 in under 2 minutes
+	$(PY) benchmarks/bench.py --run $(RUN) --device $(DEVICE) $(if $(QUICK),--quick)
+
+ablate: $(RUN)/intents.jsonl  ## train every baseline and ablation -> results/; goes on where it was interrupted
+	$(PY) eval.py ablate --run $(RUN) $(COMMON) --out results/ablation_$(notdir $(DATA)).json $(ABLATE_FLAGS)
+
+interpret: $(RUN)/metrics.json  ## measure how well the intents can be understood -> results/
+	$(PY) eval.py interpret --run $(RUN) $(COMMON) --out results/interpret_$(notdir $(DATA)).json
 
 clean:  ## remove runs; data, weights and the environment stay
 	rm -rf runs
@@ -63,3 +73,9 @@ $(RUN)/model.safetensors: $(RUN)/intents.jsonl model.py saerec.py
 
 $(RUN)/metrics.json: $(RUN)/model.safetensors $(RUN)/sasrec.safetensors eval.py
 	$(PY) eval.py --run $(RUN) $(COMMON)
+
+$(RUN)/interpret.json: $(RUN)/metrics.json
+	$(PY) eval.py interpret --run $(RUN) $(COMMON)
+
+$(RUN)/report.html: $(RUN)/metrics.json docs/report.html eval.py $(wildcard $(RUN)/interpret.json $(RUN)/ablation.json $(RUN)/steering.json)
+	$(PY) eval.py report --run $(RUN) $(COMMON)

@@ -15,6 +15,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import re
 import sys
 import time
@@ -24,12 +25,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import (Library, ModelSettings, intent_terms, load_library, load_model, model_scores, personal_intents, rank_users, resolve,
-                   train_model, user_intents, user_states)  # fmt: skip
+from model import (Library, ModelSettings, explain, intent_shift, intent_terms, load_library, load_model, model_scores, personal_intents,
+                   rank_users, resolve, steer, train_model, user_intents, user_states)  # fmt: skip
 from sae import (SaeSettings, build_library, describe_library, encode_all, held_out_texts, judged_intents, read_intents, rival,
                  standardized_texts, train_sae)  # fmt: skip
-from saerec import (UserError, common_settings, generator, load_artifact, pick_device, ranking_metrics, run, run_dataset,
-                    save_artifact, setting, write_lines)  # fmt: skip
+from saerec import (HERE, UserError, common_settings, generator, load_artifact, pick_device, ranking_metrics, run, run_dataset,
+                    save_artifact, setting, target_ranks, user_metrics, write_lines)  # fmt: skip
 
 PROTOCOL = (
     "leave-one-out, last item of each user; full ranking over the catalogue; items of the history leave the ranking, a target among "
@@ -88,11 +89,13 @@ def rank(settings):
     personal = personal_intents(data, library, saerec.settings)
     score = model_scores(saerec, data, personal, "test")
     scores = {"popularity": popularity_scores(data), "sasrec": model_scores(sasrec, data, None, "test"), "saerec": score}
-    models = {name: ranking_metrics(rank_users(one, data, "test")) for name, one in scores.items()}
+    ranks = {name: rank_users(one, data, "test") for name, one in scores.items()}
+    models = {name: ranking_metrics(one) for name, one in ranks.items()}
+    errors = {name: {m: float(v.std() / len(v) ** 0.5) for m, v in user_metrics(one).items()} for name, one in ranks.items()}
     users, items, targets = len(data.users), len(data.items) - 1, data.targets("test")
     repeats = sum(targets[user] in data.history(user, "test") for user in range(users))
     report = dict(dataset=data.folder.name, users=users, items=items, protocol=PROTOCOL, targets_in_history=repeats)
-    report |= dict(seed=saerec.settings.seed, models=models)
+    report |= dict(seed=saerec.settings.seed, models=models, standard_errors=errors)
     write_lines(folder / "metrics.json", [json.dumps(report, indent=2, sort_keys=True)])
     print(f"{data.folder}: {users:,} users, {items:,} items, {repeats} targets already in the history")
     print(f"protocol: {PROTOCOL}\n")
@@ -265,8 +268,7 @@ def ablation_report(data, results, settings):
     groups, rows, gains = user_groups(data), [], {}
     for name, runs in results.items():
         metrics = [ranking_metrics(ranks) for ranks, _ in runs]
-        gain = np.stack([np.where(ranks <= 10, 1 / np.log2(ranks.numpy() + 1), 0) for ranks, _ in runs])  # (seeds, users)
-        gains[name] = gain.mean(0)
+        gains[name] = np.mean([user_metrics(ranks)["NDCG@10"].numpy() for ranks, _ in runs], 0)  # (users)
         row = dict(name=name, params=runs[0][1]["parameters"], seconds=float(np.mean([more["seconds"] for _, more in runs])))
         row["valid NDCG@10"] = None if runs[0][1]["valid"] is None else float(np.mean([more["valid"] for _, more in runs]))
         for metric in metrics[0]:
@@ -535,8 +537,209 @@ def kappa(settings):
         print("; ".join(said))
 
 
+# Steering, and the report
+
+
+@dataclasses.dataclass(frozen=True)
+class SteerSettings:
+    run: str = setting("", "run folder with a trained model", unit="path")
+    users: int = setting(1000, "users, each asking for more of an intent drawn at random", low=1)
+    strengths: str = setting("0 0.25 0.5 1 2 4", "strengths to try", unit="standard deviations of the scores")
+    out: str = setting("", "JSON file to write; RUN/steering.json if not given", unit="path")
+    seed: int = common_settings()[0]
+    device: str = common_settings()[1]
+
+
+@torch.no_grad()
+def steering_curve(model, data, personal, users, strengths, seed, top=10):
+    """What `--more` of one intent does to users' lists: the share of the top items that carry it, against NDCG@10 on validation.
+
+    users: int64 [U]; returns rows of {strength, share, ndcg}. Validation, because test is scored once.
+    """
+    J, device, score = len(model.df), model.df.device, model_scores(model, data, personal, "valid")
+    asked = torch.randint(J, (len(users),), generator=generator(seed, "steering"))
+    targets, ranks, share = torch.from_numpy(data.targets("valid")).long().to(device), [[] for _ in strengths], np.zeros(len(strengths))
+    for chunk in torch.arange(len(users)).split(max(2**22 // len(data.items), 1)):
+        shift = torch.stack([intent_shift(model, F.one_hot(j, J).float().to(device)) for j in asked[chunk]])  # (B, V+1)
+        seen = [torch.from_numpy(data.history(u, "valid")).long() for u in users[chunk].tolist()]
+        seen, own = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True).to(device), score(users[chunk])
+        for at, strength in enumerate(strengths):
+            scores = steer(own, strength * shift)
+            ranks[at].append(target_ranks(scores, targets[users[chunk].to(device)], seen))
+            scores[:, 0] = -torch.inf
+            best = scores.scatter(1, seen, -torch.inf).topk(top).indices
+            share[at] += float((shift.gather(1, best) > 0).float().mean(1).sum()) / len(users)
+    return [dict(strength=s, share=c, ndcg=ranking_metrics(torch.cat(r))["NDCG@10"]) for s, c, r in zip(strengths, share.tolist(), ranks)]
+
+
+def steering(settings):
+    """Measure how far lists move towards an intent that users ask for, and what it costs."""
+    folder, device = Path(settings.run), pick_device(settings.device)
+    data = run_dataset(settings.run)
+    library = load_library(folder, data)
+    try:
+        strengths = [float(word) for word in settings.strengths.split()]
+    except ValueError as error:
+        raise UserError(f"--strengths: {error}; give numbers, as in --strengths '0 0.5 1'") from error
+    model = load_model(folder, "sae", data, library).to(device)
+    users = torch.randperm(len(data.users), generator=generator(settings.seed, "steered users"))[: settings.users]
+    rows = steering_curve(model, data, personal_intents(data, library, model.settings), users, strengths, settings.seed)
+    out = Path(settings.out) if settings.out else folder / "steering.json"
+    write_lines(out, [json.dumps(dict(dataset=data.folder.name, users=len(users), rows=rows), indent=1)])
+    print(f"{'strength':>8}{'share of top 10 with the intent':>34}{'validation NDCG@10':>20}")
+    print(*(f"{row['strength']:>8g}{row['share']:>34.1%}{row['ndcg']:>20.4f}" for row in rows), f"written to {out}", sep="\n")
+
+
+# The report
+
+TEMPLATE = HERE / "docs" / "report.html"
+REPORT_LIMIT = 5_000_000  # bytes; a larger page opens slowly and is too much for a mail
+
+
+def to_script_json(part):
+    """JSON that may stand inside a <script> element: nothing in it ends the element, and UTF-8 holds all of it."""
+    text = json.dumps(part, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def build_report(data, template_path=TEMPLATE):
+    """Put the data of a report into its template -> the page, self-contained HTML. Raises UserError.
+
+    data: a dict, a key a section; what each holds is listed at the top of the template.
+    """
+    marker, template = "/*DATA*/", Path(template_path).read_text(encoding="utf-8")
+    if template.count(marker) != 1:
+        raise UserError(f"{template_path} must hold {marker} exactly once, where the data go: restore it with git")
+    try:
+        page = template.replace(marker, to_script_json(data))
+    except ValueError as error:  # JSON has no word for them
+        raise UserError(f"a number in the report is NaN or infinite ({error}): give None for what was not measured") from error
+    size = len(page.encode())
+    if size > REPORT_LIMIT:
+        sizes = {key: len(to_script_json(part).encode()) for key, part in data.items()}
+        largest = max(sizes, key=sizes.get)
+        raise UserError(
+            f"the report would be {size / 1e6:.1f} MB, over the limit of {REPORT_LIMIT / 1e6:.0f} MB: shorten its {largest}, "
+            f"{sizes[largest] / 1e6:.1f} MB of it, by fewer rows or shorter texts"
+        )
+    return page
+
+
+def tsne(x, perplexity=30.0, steps=300, seed=0):
+    """A map of points x [J, E] in which near ones stay near, by t-SNE (van der Maaten & Hinton 2008) -> [J, 2], started from PCA."""
+    J = len(x)
+    square = torch.cdist(x, x).square().fill_diagonal_(torch.inf)
+    precision, low, high = torch.ones(J, 1), torch.zeros(J, 1), torch.full((J, 1), torch.inf)
+    target = math.log(min(perplexity, (J - 1) / 3))
+    for _ in range(40):  # bisection: each point gets as many neighbours as the perplexity says
+        near = (-square * precision).softmax(1)
+        flat = torch.special.entr(near).sum(1, keepdim=True) > target
+        low, high = torch.where(flat, precision, low), torch.where(flat, high, precision)
+        precision = torch.where(high.isinf(), 2 * precision, (low + high) / 2)
+    P = ((near + near.T) / (2 * J)).clamp_min(1e-12)
+    axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, :2]
+    y = 1e-2 * axes / axes.std(0)
+    y, speed = y + 1e-4 * torch.randn(J, 2, generator=generator(seed, "map")), torch.zeros(J, 2)
+    for step in range(steps):
+        pull = 1 / (1 + torch.cdist(y, y).square())
+        pull.fill_diagonal_(0)
+        force = ((12 if step < 100 else 1) * P - pull / pull.sum()) * pull  # exaggerated at first, which makes clusters
+        gradient = 4 * (force.sum(1, keepdim=True) * y - force @ y)
+        speed = (0.5 if step < 100 else 0.8) * speed - max(J / 12, 50) * gradient
+        y = y + speed
+    return y - y.mean(0)
+
+
+def neighbours(library, items, count=5):
+    """The intents that fire on the same items most: cosine of their item sets -> per intent, [[intent, cosine], ...]."""
+    J = len(library.vectors)
+    both, row = torch.zeros(J, J), torch.arange(items + 1).repeat_interleave(library.indptr.diff())
+    for first in range(0, items + 1, 4096):
+        part = (row >= first) & (row < first + 4096)
+        on = torch.zeros(4096, J)
+        on[row[part] - first, library.indices[part].long()] = 1
+        both += on.T @ on
+    size = both.diagonal().clamp_min(1).sqrt()
+    best = (both / size / size[:, None]).fill_diagonal_(0).topk(min(count, J))
+    return [[[j, round(v, 3)] for v, j in zip(*pair) if v > 0] for pair in zip(best.values.tolist(), best.indices.tolist())]
+
+
+def read_log(path):
+    """A CSV of numbers that training wrote -> list of dicts; None if there is none."""
+    if not path.is_file():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def read_result(folder, name):
+    """A JSON file of the run, or {} if that measurement was not made. Raises UserError if it cannot be read."""
+    path = folder / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): delete it and make it again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    run: str = setting("", "run folder with metrics.json", unit="path")
+    users: int = setting(5, "users to show, drawn by the seed", low=0)
+    top: int = setting(8, "recommendations to show of each", low=1)
+    intents: int = setting(4000, "intents to list, those of the highest density first", low=1)
+    seed: int = common_settings()[0]
+    device: str = common_settings()[1]
+
+
+def report(settings):
+    """Write RUN/report.html, a self-contained page on everything that was measured in a run."""
+    folder, data = Path(settings.run), run_dataset(settings.run)
+    library, rows, metrics = load_library(folder, data), read_intents(folder), read_result(folder, "metrics")
+    if not metrics:
+        raise UserError(f"{folder / 'metrics.json'} is missing: make it with `eval.py --run {folder}`")
+    net = load_model(folder, "sae", data, library).to(pick_device(settings.device))
+    names, targets = {"sasrec": "SASRec", "saerec": "SAERec"}, data.targets("test")
+    listed = sorted(sorted(range(len(rows)), key=lambda j: -rows[j]["density"])[: settings.intents])
+    place = dict(zip(listed, tsne(library.vectors[listed], seed=settings.seed).tolist())) if len(listed) > 3 else {}
+    beside, known = neighbours(library, len(data.items) - 1), {item: title for item, title in zip(data.items, data.titles)}
+    made = [
+        rows[j] | dict(texts=[text[:400] for text in rows[j]["texts"]], items=[known[item] for item in rows[j]["items"]],
+                       x=round(place[j][0], 3), y=round(place[j][1], 3), neighbours=[pair for pair in beside[j] if pair[0] in place])
+        for j in listed if j in place
+    ]  # fmt: skip
+    users = []
+    for user in torch.randperm(len(data.users), generator=generator(settings.seed, "users shown"))[: settings.users].tolist():
+        one = explain(net, data, library, rows, data.history(user, "test"), settings.top, terms=5)
+        recommended = [
+            {key: item[key] for key in ("rank", "title", "score", "id_part", "rest")}
+            | dict(terms=[[t["intent"], t["value"]] for t in item["terms"]], held_out=item["item"] == data.items[targets[user]])
+            for item in one["recommendations"]
+        ]
+        users.append(dict(
+            user=data.users[user], history=[item["title"] for item in one["history"]], target=dict(title=data.titles[targets[user]]),
+            personal=[[p["intent"], p["strength"]] for p in one["personal"]], public=[p["intent"] for p in one["public"]],
+            recommendations=recommended,
+        ))  # fmt: skip
+    content = dict(
+        title=f"{data.folder.name}: what the intents found, and what they are worth",
+        dataset=dict(name=data.folder.name, users=len(data.users), items=len(data.items) - 1, interactions=len(data.flat), texts=len(data.texts)),
+        protocol=metrics["protocol"], made=f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__.split('+')[0]}, seed {metrics['seed']}",
+        models=[dict(name=names.get(name, name), metrics=m, error=metrics["standard_errors"][name]) for name, m in metrics["models"].items()],
+        intents=made, users=users, sae=read_log(folder / "sae_log.csv"),
+        training={names[m]: log for m, f in (("saerec", "log.csv"), ("sasrec", "sasrec_log.csv")) if (log := read_log(folder / f))},
+        steering=read_result(folder, "steering").get("rows"), recovery=read_result(folder, "interpret").get("recovery"),
+    )  # fmt: skip
+    if ablation := read_result(folder, "ablation"):
+        summary = [dict(name=r["name"], params=r["params"], seconds=r["seconds"], **{k: r["NDCG@10"][k] for k in ("mean", "std")}) for r in ablation["rows"]]
+        content["ablation"] = dict(metric="NDCG@10", rows=summary, verdict=ablation["verdict"])
+    page = build_report({key: value for key, value in content.items() if value})
+    write_lines(folder / "report.html", [page.removesuffix("\n")])
+    print(f"{folder / 'report.html'}: {len(page.encode()) / 1e6:.1f} MB, open it in a browser")
+
+
 def main(argv=None):
     commands = dict(rank=(EvalSettings, rank), ablate=(AblateSettings, ablate), interpret=(InterpretSettings, interpret))
+    commands |= dict(steer=(SteerSettings, steering), report=(ReportSettings, report))
     return run(argv, __doc__, **commands, rate=(RateSettings, rate), kappa=(KappaSettings, kappa))
 
 

@@ -2,6 +2,7 @@
 
     python model.py --run runs/ml-100k                       SAERec -> model.safetensors, log.csv
     python model.py --run runs/ml-100k --intents none        SASRec, the control -> sasrec.safetensors, sasrec_log.csv
+    python model.py recommend --run runs/ml-100k --user 42   a list with reasons; --more "space" --less "romance" steers it
 
 data + intents.safetensors (vectors [J, E], item codes [V, J] as CSR) -> parameters that map a history [T] to scores [V].
 
@@ -20,8 +21,13 @@ SAERec (arXiv 2606.18897) is (2)-(8) with the first term of (9) and similarity r
 pass over a user trains every prefix (D3).
 """
 
+import contextlib
 import dataclasses
+import difflib
+import io
+import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -31,7 +37,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sae import SaeSettings, item_codes, rival, standardized_texts
+from sae import SaeSettings, item_codes, read_intents, rival, standardized_texts
 from saerec import (Progress, UserError, common_settings, generator, join_processes, load_artifact, load_dataset, pick_device, process_of,
                     ranking_metrics, run, run_dataset, save_artifact, setting, sum_over_processes, target_ranks, write_table)  # fmt: skip
 
@@ -97,6 +103,11 @@ class Library(NamedTuple):
     indptr: torch.Tensor  # int64 [V+2]
     indices: torch.Tensor  # int32 [codes]
     values: torch.Tensor  # float32 [codes]
+
+    def code(self, item, intent):
+        """code_vj of one item, 1..V, and intent -> float."""
+        cells = slice(int(self.indptr[item]), int(self.indptr[item + 1]))
+        return float(self.values[cells][self.indices[cells] == intent].sum())
 
 
 # Intents of positions, from the text of the history
@@ -604,18 +615,6 @@ def user_intents(model, data, personal, part, users):
 
 
 @torch.no_grad()
-def intent_terms(model, u, item):
-    """The intent terms of <u, E_v>, largest first -> (intent int64 [n], value float32 [n]); the id's part is the rest.
-
-    u: [D], item: 1..V. Since E_v = e_v + sum_j code_vj P d_j, the score is <u, e_v> plus a term code_vj <u, P d_j> an intent.
-    """
-    begin, end = model.codes0[item], model.codes0[item + 1]
-    intents = model.codes1[begin:end].long()
-    values, order = (model.codes2[begin:end] * (model.ground(model.vectors[intents]) @ u)).sort(descending=True)
-    return intents[order], values
-
-
-@torch.no_grad()
 def rank_users(score, data, part, cells=2**23):
     """Full ranking of every user's held-out item of "valid" or "test" -> ranks float64 [users].
 
@@ -747,8 +746,191 @@ def train(settings):
     save_artifact(folder / name, model.state_dict(), settings, data.hash, [folder / "intents.safetensors"] if library else [])
 
 
+# Asking and steering
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendSettings:
+    run: str = setting("", "run folder with a trained model", unit="path")
+    user: str = setting("", "id of a user in the data, all of whose items are taken as known")
+    history: str = setting("", "or the ids of items, oldest first, as in 'i1 i7'")
+    history_titles: str = setting("", "or their titles, as in 'Toy Story; GoldenEye'")
+    top: int = setting(10, "items to recommend", low=1)
+    more: str = setting("", "intents to see more of: labels, keywords or numbers, comma-separated")
+    less: str = setting("", "intents to see less of")
+    block: str = setting("", "intents whose items are left out")
+    strength: float = setting(1.0, "how far --more and --less move an intent's strongest item", unit="standard deviations of the scores", low=0)
+    json: bool = setting(False, "print JSON for programs")
+    device: str = common_settings()[1]
+
+
+@torch.no_grad()
+def intent_terms(model, u, item):
+    """The intent terms of <u, E_v>, largest first -> (intent int64 [n], value float32 [n]); the id's part is the rest.
+
+    u: [D], item: 1..V. Since E_v = e_v + sum_j code_vj P d_j, the score is <u, e_v> plus a term code_vj <u, P d_j> an intent.
+    """
+    begin, end = model.codes0[item], model.codes0[item + 1] if model.settings.grounded else model.codes0[item]
+    intents = model.codes1[begin:end].long()
+    if not len(intents):
+        return intents, torch.zeros(0, device=u.device)
+    values, order = (model.codes2[begin:end] * (model.ground(model.vectors[intents]) @ u)).sort(descending=True)
+    return intents[order], values
+
+
+def intent_shift(model, weight):
+    """What steering adds to scores, in standard deviations of a user's scores: sum_j weight_j code_vj / max_v code_vj.
+
+    weight: float [J], such as the strength for --more and minus it for --less -> float [V+1].
+    """
+    indptr, indices, values = model.codes0, model.codes1.long(), model.codes2
+    largest = torch.zeros(len(weight), device=values.device).scatter_reduce(0, indices, values, "amax")
+    return weighted_bags(F.pad(weight / largest.clamp_min(1e-12), (0, 1))[:, None], indptr, model.codes1, values)[:, 0]
+
+
+def steer(scores, shift):
+    """Steered scores [B, V+1] of a shift [V+1] or [B, V+1]; the padding item's are left out of the deviation."""
+    return scores + scores[:, 1:].std(1, keepdim=True) * shift
+
+
+def find_intents(rows, names):
+    """Numbers of the intents that comma-separated names mean: a number, a label, or all that have the word among their keywords.
+
+    Raises UserError with the nearest labels and keywords.
+    """
+    found = []
+    for name in (name.strip().lower() for name in names.split(";" if ";" in names else ",")):
+        hits = [row["intent"] for row in rows if name in (str(row["intent"]), row["label"].lower())]
+        hits = hits or [row["intent"] for row in rows if name in (word.lower() for word in row["keywords"])]
+        if not hits:
+            known = sorted({word for row in rows for word in (row["label"].lower(), *row["keywords"])})
+            near = ", ".join(difflib.get_close_matches(name, known, 5, 0.5)) or "none is near; see intents.jsonl"
+            raise UserError(f"there is no intent {name!r}; the nearest are: {near}")
+        found += hits
+    return list(dict.fromkeys(found))
+
+
+def find_items(data, names, titles):
+    """Numbers of the items with the given ids, or titles -> list of 1..V. Raises UserError with the nearest matches."""
+    known = {}
+    for item in range(len(data.items) - 1, 0, -1):  # of equal titles the first counts
+        for name in (data.titles[item], re.sub(r"\s*\(\d{4}\)$", "", data.titles[item])) if titles else [data.items[item]]:
+            known[name.lower() if titles else name] = item
+    found = []
+    for name in names:
+        item = known.get(name.lower() if titles else name)
+        if item is None:
+            near = difflib.get_close_matches(name.lower() if titles else name, known, 5, 0.4)
+            shown = "; ".join(data.titles[known[n]] if titles else n for n in near) or "none is near"
+            raise UserError(f"there is no item {'titled ' * titles}{name!r}; the nearest are: {shown}")
+        found.append(item)
+    return found
+
+
+def asked_history(settings, data):
+    """The items that recommend is asked about, oldest first -> int32 [T]. Raises UserError."""
+    given = [name for name in ("user", "history", "history_titles") if getattr(settings, name)]
+    if len(given) != 1:
+        raise UserError("give one of --user, --history and --history-titles" + f", not {len(given)}" * bool(given))
+    if not settings.user:
+        names = settings.history.split() or [title.strip() for title in settings.history_titles.split(";")]
+        return np.array(find_items(data, names, bool(settings.history_titles)), np.int32)
+    if settings.user not in data.users:
+        near = ", ".join(difflib.get_close_matches(settings.user, data.users, 5, 0.4)) or ", ".join(data.users[:3])
+        raise UserError(f"there is no user {settings.user!r} in {data.folder}; the nearest are: {near}")
+    user = data.users.index(settings.user)
+    return data.flat[data.start[user] : data.start[user + 1]]
+
+
+@torch.no_grad()
+def explain(model, data, library, rows, history, top, steering=None, blocked=(), terms=3):
+    """Recommendations after a history int32 [T], with what they are made of -> dict for `recommend --json`.
+
+    steering: float [J] as in `intent_shift`; blocked: intents whose items are left out. A score is id_part + terms + rest, exactly.
+    """
+    device, s, J = model.item.weight.device, model.settings, len(library.vectors)
+    items = torch.from_numpy(history[-s.history :]).long()[None]
+    idf, intents = inverse_frequency(model.df.cpu(), model.n.cpu()), None
+    strength = chosen = torch.zeros(0)
+    if s.personal and s.retrieval == "activation":
+        strength, chosen = (x[-1] for x in activation_retrieval(np.array([0, len(history)]), history, library, idf, s.personal, s.decay))
+        intents = chosen[None].to(device)
+    last = torch.tensor([items.shape[1] - 1], device=device)
+    u = model(items.to(device), last, intents, model.item_table())
+    if s.personal and intents is None:
+        h = model.embed(items.to(device), model.item_table())
+        for block in model.trunk if s.retrieval == "trunk" else ():
+            h = block(h)
+        strength, chosen = (x[0].cpu() for x in model.retrieve(h[:, -1], model.intent(model.vectors)))
+    own = u @ model.item_table().T  # (1, V+1)
+    scores = own if steering is None else steer(own, intent_shift(model, steering))
+    allowed = torch.ones(len(data.items), dtype=torch.bool, device=device)
+    allowed[0] = False
+    allowed[torch.from_numpy(history).long().to(device)] = False
+    for intent in blocked:
+        allowed[model.codes4[model.codes3[intent] : model.codes3[intent + 1]].long()] = False  # its items, from the transposed codes
+    before, after = (x[0].masked_fill(~allowed, -torch.inf) for x in (own, scores))
+    best = after.argsort(descending=True, stable=True)[: min(top, int(allowed.sum()))]
+    rank_before = {int(v): n for n, v in enumerate(before.argsort(descending=True, stable=True).tolist(), 1)}
+
+    def evoked_by(intent):
+        weight = [(s.decay ** (len(history) - 1 - t) * library.code(int(v), intent), t) for t, v in enumerate(history)]
+        return [data.titles[history[t]] for value, t in sorted(weight, reverse=True)[:2] if value > 0]
+
+    listed = []
+    for rank, item in enumerate(best.tolist(), 1):
+        number, value = (x.tolist() for x in intent_terms(model, u[0], item))
+        shown = sorted(zip(number, value), key=lambda one: -abs(one[1]))[:terms]
+        score, kept = float(own[0, item]), sum(v for _, v in shown)
+        listed.append(dict(
+            rank=rank, item=data.items[item], title=data.titles[item], score=score, id_part=score - sum(value), rest=sum(value) - kept,
+            terms=[dict(intent=j, label=rows[j]["label"], value=v) for j, v in shown], rank_before=rank_before[item], steered=float(after[item]),
+        ))  # fmt: skip
+    unsteered = before.sort(descending=True).values[: len(listed)]
+    public = model.public_intents().tolist() if s.public else []
+    return dict(
+        history=[dict(item=data.items[v], title=data.titles[v]) for v in history.tolist()],
+        personal=[dict(intent=j, label=rows[j]["label"], strength=w, evoked_by=evoked_by(j))
+                  for j, w in zip(chosen.int().tolist(), strength.tolist()) if j < J],
+        public=[dict(intent=j, label=rows[j]["label"]) for j in public], recommendations=listed,
+        cost=float(unsteered.mean() - np.mean([one["score"] for one in listed])) if listed else 0.0,
+    )  # fmt: skip
+
+
+def recommend(settings):
+    """Recommend to a user, or after any history, with reasons; steer by intents."""
+    folder, device = Path(settings.run), pick_device(settings.device)
+    with contextlib.redirect_stdout(io.StringIO()) if settings.json else contextlib.nullcontext():
+        data = run_dataset(settings.run)
+        library, rows = load_library(folder, data), read_intents(folder)
+        model, history = load_model(folder, "sae", data, library).to(device), asked_history(settings, data)
+    if settings.strength != RecommendSettings.strength and not (settings.more or settings.less):
+        raise UserError("--strength changes nothing without --more or --less: leave it out")
+    more, less, blocked = (find_intents(rows, names) if names else [] for names in (settings.more, settings.less, settings.block))
+    weight = torch.zeros(len(rows), device=device)
+    weight[more], weight[less] = settings.strength, -settings.strength
+    result = explain(model, data, library, rows, history, settings.top, weight if more or less else None, blocked)
+    if settings.json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    print("history: " + "; ".join(one["title"] for one in result["history"][-8:]))
+    for one in result["personal"]:
+        print(f"  personal intent {one['strength']:.2f}  {one['label']}  (from {'; '.join(one['evoked_by'])})")
+    print("  public intents: " + "; ".join(one["label"] for one in result["public"]) if result["public"] else "  no public intents")
+    for word, chosen in (("more of", more), ("less of", less), ("without", blocked)):
+        if chosen:
+            print(f"  {word}: " + "; ".join(rows[j]["label"] for j in chosen))
+    steered = bool(more or less)
+    for one in result["recommendations"]:
+        moved = f" (was {one['rank_before']})" if steered and one["rank_before"] != one["rank"] else ""
+        parts = [f"id {one['id_part']:+.2f}", *(f"{t['label']} {t['value']:+.2f}" for t in one["terms"]), f"rest {one['rest']:+.2f}"]
+        print(f"{one['rank']:4} {one['title']}{moved}\n       {one['score']:.2f} = {'  '.join(parts)}")
+    if steered:
+        print(f"steering costs {result['cost']:.3f} of the mean score of the list by the user's own scores")
+
+
 def main(argv=None):
-    return run(argv, __doc__, train=(ModelSettings, train))
+    return run(argv, __doc__, train=(ModelSettings, train), recommend=(RecommendSettings, recommend))
 
 
 if __name__ == "__main__":

@@ -124,8 +124,10 @@ def run(argv, doc, **commands):
             parser.add_argument("--" + f.name.replace("_", "-"), **options)
     try:
         started = time.perf_counter()
-        function(check_settings(Settings(**vars(parser.parse_args(argv)))))
-        print(f"{name}: done in {time.perf_counter() - started:.1f} s, peak memory {peak_memory():.2f} GiB")
+        settings = check_settings(Settings(**vars(parser.parse_args(argv))))
+        function(settings)
+        if not getattr(settings, "json", False):  # which is for programs
+            print(f"{name}: done in {time.perf_counter() - started:.1f} s, peak memory {peak_memory():.2f} GiB")
         return 0
     except (UserError, FloatingPointError) as error:  # the latter: training diverged
         problem = str(error)
@@ -494,12 +496,17 @@ def target_ranks(scores, targets, seen):
     return torch.where(miss, torch.inf, ahead.sum(1).double()).cpu()
 
 
-def ranking_metrics(ranks):
-    """HR@5/10/20, NDCG@5/10/20 and MRR of float64 ranks [users] -> dict. One relevant item a user, so IDCG is 1."""
+def user_metrics(ranks):
+    """HR@5/10/20, NDCG@5/10/20 and MRR of each user, from float64 ranks [users] -> dict of float64 [users]. One relevant item, so IDCG is 1."""
     cut = {n: (ranks <= n).double() for n in (5, 10, 20)}
-    metrics = {f"HR@{n}": hit.mean() for n, hit in cut.items()}
-    metrics |= {f"NDCG@{n}": (hit / torch.log2(ranks + 1)).mean() for n, hit in cut.items()}
-    return {name: value.item() for name, value in (metrics | {"MRR": (1 / ranks).mean()}).items()}
+    metrics = {f"HR@{n}": hit for n, hit in cut.items()}
+    metrics |= {f"NDCG@{n}": hit / torch.log2(ranks + 1) for n, hit in cut.items()}
+    return metrics | {"MRR": 1 / ranks}
+
+
+def ranking_metrics(ranks):
+    """The means of `user_metrics` over users -> dict of floats."""
+    return {name: value.mean().item() for name, value in user_metrics(ranks).items()}
 
 
 # Sources: what they share

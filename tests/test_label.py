@@ -147,7 +147,7 @@ def test_the_seed_draws_the_other_texts_and_a_new_prompt_is_asked_anew(run, serv
     label(run, server, "--seed", 1)
     drawn = [[json.loads(body["messages"][1]["content"])["other_texts"] for _, body in part]
              for part in (server.asked[: len(rows)], server.asked[len(rows) :])]  # fmt: skip
-    assert drawn[1] and drawn[0] != drawn[1]
+    assert drawn[1] and drawn[0] != drawn[1] and len({tuple(sorted(texts)) for texts in drawn[0]}) > len(rows) / 2
     monkeypatch.setattr(sae, "LABEL_PROMPT", "Name it.")
     server.asked.clear()
     label(run, server)
@@ -195,11 +195,11 @@ def test_failures_keep_the_offline_label_and_are_asked_again(run, server, capsys
 
 
 def test_a_wrong_answer_goes_back_once(run, server):
-    server.script = ['say ```json\n{"is_intent": true, "label": "fenced"}\n```', 'say {"is_intent": true, "label": "mended"}']
+    server.script = ['say ```json\n{"is_intent": true, "label": "fenced"}\n```' + "\n" * 2000 + "x", 'say {"is_intent": true, "label": "mended"}']
     rows = label(run, server)
     first, second = (body["messages"] for _, body in server.asked[:2])
     assert rows[0]["label"] == "mended" and len(server.asked) == len(rows) + 1 and second[:2] == first
-    assert second[2]["role"] == "assistant" and second[2]["content"].startswith("```json")
+    assert second[2]["role"] == "assistant" and second[2]["content"].startswith("```json") and len(second[2]["content"]) == 2000
     assert second[3]["role"] == "user" and "Expecting value" in second[3]["content"] and "JSON object alone" in second[3]["content"]
 
 
@@ -270,10 +270,15 @@ def test_an_interrupted_run_keeps_its_answers(fails, run, server, monkeypatch):
             if done == 3:
                 raise KeyboardInterrupt
 
-    before = (run / "intents.jsonl").read_bytes()
+    before, server.script = (run / "intents.jsonl").read_bytes(), ["ok", "ok", "ok", "500"]
     with monkeypatch.context() as patch:
         patch.setattr(sae, "Progress", Interrupted)
+        patch.setattr(sae, "BACK_OFF", 60.0)
         fails(sae.main, command(run, server), "interrupted")
+        for thread in threading.enumerate():
+            if thread.name.startswith("ThreadPoolExecutor"):
+                thread.join(5)
+                assert not thread.is_alive()  # it does not sit out its back-off
     assert len(cached(run)) == 3 and (run / "intents.jsonl").read_bytes() == before
     known = [row["intent"] for row in cached(run)]
     rows = label(run, server)
