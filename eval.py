@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from model import (Library, ModelSettings, explain, intent_shift, intent_terms, load_library, load_model, model_scores, personal_intents,
-                   rank_users, resolve, steer, train_model, user_intents, user_states)  # fmt: skip
+                   rank_users, resolve, steer, train_model, user_states)  # fmt: skip
 from sae import (SaeSettings, build_library, describe_library, encode_all, held_out_texts, judged_intents, read_intents, rival,
                  standardized_texts, train_sae)  # fmt: skip
 from saerec import (HERE, UserError, common_settings, generator, load_artifact, pick_device, ranking_metrics, run, run_dataset,
@@ -61,22 +61,18 @@ def metrics_table(models):
         yield f"{model:<12}" + "".join(f"{metrics[name]:>9.4f}" for name in names)
 
 
-@torch.no_grad()
-def show_user(user, model, data, personal, rows, score, top):
+def show_user(user, model, data, library, rows, top):
     """Lines on one user: history, personal and public intents in words, recommendations; -> marks the held-out item."""
-    history, target = data.history(user, "test"), data.targets("test")[user]
+    history, target = data.history(user, "test"), data.items[data.targets("test")[user]]
+    one = explain(model, data, library, rows, history, top)
     yield f"user {data.users[user]}, {len(history)} items, the last ones:"
-    yield from (f"      {data.titles[item]}" for item in history[-top:])
+    yield from (f"      {item['title']}" for item in one["history"][-top:])
     if model.settings.personal:
-        strength, intent = (column[0].tolist() for column in user_intents(model, data, personal, "test", [user]))
-        yield "  personal intents: " + "; ".join(f"{rows[j]['label']} {s:.2f}" for s, j in zip(strength, intent) if j < len(rows))
+        yield "  personal intents: " + "; ".join(f"{p['label']} {p['strength']:.2f}" for p in one["personal"])
     if model.settings.public:
-        yield "  public intents:   " + "; ".join(rows[j]["label"] for j in model.public_intents().tolist())
-    scores = score(torch.tensor([user]))[0].cpu()
-    fresh = np.setdiff1d(np.arange(1, len(scores)), history)
+        yield "  public intents:   " + "; ".join(p["label"] for p in one["public"])
     yield "  recommended:"
-    for place, item in enumerate(fresh[scores[fresh].argsort(descending=True, stable=True)[:top]], 1):
-        yield f"   {'->' if item == target else '  '} {place} {data.titles[item]}"
+    yield from (f"   {'->' if item['item'] == target else '  '} {item['rank']} {item['title']}" for item in one["recommendations"])
 
 
 def rank(settings):
@@ -87,8 +83,8 @@ def rank(settings):
     rows = read_intents(folder)
     sasrec, saerec = load_model(folder, "none", data, None).to(device), load_model(folder, "sae", data, library).to(device)
     personal = personal_intents(data, library, saerec.settings)
-    score = model_scores(saerec, data, personal, "test")
-    scores = {"popularity": popularity_scores(data), "sasrec": model_scores(sasrec, data, None, "test"), "saerec": score}
+    scores = {"popularity": popularity_scores(data), "sasrec": model_scores(sasrec, data, None, "test"),
+              "saerec": model_scores(saerec, data, personal, "test")}  # fmt: skip
     ranks = {name: rank_users(one, data, "test") for name, one in scores.items()}
     models = {name: ranking_metrics(one) for name, one in ranks.items()}
     errors = {name: {m: float(v.std() / len(v) ** 0.5) for m, v in user_metrics(one).items()} for name, one in ranks.items()}
@@ -102,7 +98,7 @@ def rank(settings):
     print(*metrics_table(models), "", *describe_library(rows, settings.top), "", sep="\n")
     chosen = torch.randperm(users, generator=generator(settings.seed, "users shown"))[: settings.users].tolist()
     for user in chosen:
-        print(*show_user(user, saerec, data, personal, rows, score, settings.top), "", sep="\n")
+        print(*show_user(user, saerec, data, library, rows, settings.top), "", sep="\n")
 
 
 # Baselines, ablations, significance
@@ -287,15 +283,24 @@ def ablation_report(data, results, settings):
     return report | {"verdict": verdict(rows, tests)}
 
 
-def verdict(rows, tests):
+def verdict(rows, tests, level=0.01):
     """What the paired tests say, in sentences made from their numbers."""
     mean = {row["name"]: row["NDCG@10"]["mean"] for row in rows}
-    said = []
+    first, said = rows[0]["name"], []
     for test in tests:
-        a, b, p = mean[test["a"]], mean[test["b"]], test["p_holm"]
-        found = "no difference that the test can tell" if p >= 0.01 else "better" if a > b else "worse"
-        said.append(f"{test['b']}: {found} ({a:.4f} against {b:.4f}, {a / b - 1:+.1%}, p = {p:.2g})" if b else f"{test['b']}: never hits")
-    return f"{rows[0]['name']} by NDCG@10, against " + "; ".join(said) + "."
+        if test["b"] == "SASRec":
+            outcome = "makes no difference that the test can tell" if test["p_holm"] >= level else "lowers it" if test["difference"] > 0 else "raises it"
+            said.append(f"Taking the intents of the SAE away from {first} {outcome}: NDCG@10 {mean[first]:.4f} with, {mean['SASRec']:.4f} without "
+                        f"(p = {test['p_holm']:.2g}).")  # fmt: skip
+    for outcome, belongs in (
+        ("worse than", lambda t: t["p_holm"] < level and t["difference"] > 0),
+        ("better than", lambda t: t["p_holm"] < level and t["difference"] < 0),
+        ("not told apart from", lambda t: t["p_holm"] >= level),
+    ):
+        names = [f"{t['b']} ({mean[t['b']] / mean[first] - 1:+.1%})" for t in tests if belongs(t)]
+        if names:
+            said.append(f"{outcome.capitalize()} {first} at {mean[first]:.4f}: {', '.join(names)}.")
+    return " ".join(said) + f" Told apart means p < {level} after Holm's correction."
 
 
 def ablation_table(report):
@@ -703,7 +708,7 @@ def report(settings):
     place = dict(zip(listed, tsne(library.vectors[listed], seed=settings.seed).tolist())) if len(listed) > 3 else {}
     beside, known = neighbours(library, len(data.items) - 1), {item: title for item, title in zip(data.items, data.titles)}
     made = [
-        rows[j] | dict(texts=[text[:400] for text in rows[j]["texts"]], items=[known[item] for item in rows[j]["items"]],
+        rows[j] | dict(texts=[text[:160] for text in rows[j]["texts"]], items=[known[item] for item in rows[j]["items"]],
                        x=round(place[j][0], 3), y=round(place[j][1], 3), neighbours=[pair for pair in beside[j] if pair[0] in place])
         for j in listed if j in place
     ]  # fmt: skip
@@ -730,7 +735,11 @@ def report(settings):
         steering=read_result(folder, "steering").get("rows"), recovery=read_result(folder, "interpret").get("recovery"),
     )  # fmt: skip
     if ablation := read_result(folder, "ablation"):
-        summary = [dict(name=r["name"], params=r["params"], seconds=r["seconds"], **{k: r["NDCG@10"][k] for k in ("mean", "std")}) for r in ablation["rows"]]
+        p_values = {test["b"]: test["p_holm"] for test in ablation["tests"]}
+        summary = [
+            {key: r[key] for key in ("name", "params", "seconds")} | {key: r["NDCG@10"][key] for key in ("mean", "std")} | {"p": p_values.get(r["name"])}
+            for r in ablation["rows"]
+        ]
         content["ablation"] = dict(metric="NDCG@10", rows=summary, verdict=ablation["verdict"])
     page = build_report({key: value for key, value in content.items() if value})
     write_lines(folder / "report.html", [page.removesuffix("\n")])

@@ -600,21 +600,6 @@ def user_states(model, data, personal, part, positions=2**15):
 
 
 @torch.no_grad()
-def user_intents(model, data, personal, part, users):
-    """Personal intents of some users before their held-out item -> (strength, intent), both [len(users), k]."""
-    if personal is not None:
-        last = data.start[np.asarray(users) + 1] - (2 if part == "test" else 3)
-        return personal[0][last], personal[1][last].long()
-    rows = evaluation_rows(data, part, model.settings.history)
-    _, items, _ = gather(rows, torch.as_tensor(users), torch.from_numpy(data.flat).long())
-    h = model.embed(items.to(model.df.device), model.item_table())
-    for block in model.trunk if model.settings.retrieval == "trunk" else ():
-        h = block(h)
-    h = h[torch.arange(len(users)), rows.length[users] - 1]
-    return model.retrieve(h, model.intent(model.vectors))
-
-
-@torch.no_grad()
 def rank_users(score, data, part, cells=2**23):
     """Full ranking of every user's held-out item of "valid" or "test" -> ranks float64 [users].
 

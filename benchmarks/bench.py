@@ -1,6 +1,6 @@
 """How fast every stage is, beside the obvious way to write it, and how time and memory grow.
 
-    python benchmarks/bench.py --run runs/beauty             all of it, some 25 minutes for Amazon Beauty on 2 cores
+    python benchmarks/bench.py --run runs/beauty             all of it, some 15 minutes for Amazon Beauty on 2 cores
     python benchmarks/bench.py --run runs/ml-100k --quick    under 2 minutes
     python benchmarks/bench.py --only sae,growth             some parts
 
@@ -10,6 +10,7 @@ hold what embed.py and sae.py make.
 """
 
 import argparse
+import csv
 import dataclasses
 import json
 import math
@@ -58,10 +59,10 @@ def row(name, value, unit, against="", ratio=None):
     return dict(name=name, value=round(value, 4), unit=unit, against=against, ratio=None if ratio is None else round(ratio, 3))
 
 
-def gemm_rate(device):
-    """Multiply-adds count two: FLOP/s of a large square float32 product."""
-    a, b = torch.randn(2, 2048, 2048, device=device)
-    return 2 * 2048**3 / medians(5, lambda: a @ b)[0]
+def gemm_rate(device, m=2048, n=2048, k=2048):
+    """FLOP/s of a float32 product [m, k] x [k, n] and of the two that its gradient takes; a multiply-add counts two."""
+    a, b, c = torch.randn(m, k, device=device), torch.randn(k, n, device=device), torch.randn(m, n, device=device)
+    return 3 * 2 * m * n * k / medians(7, lambda: (a @ b, c @ b.T, a.T @ c))[0]
 
 
 class Trainer:
@@ -137,12 +138,15 @@ def bench_recommender(options, device):
 
     *ours, theirs = medians(repeats, *(several(t, steps) for t in trainers.values()), several(loop, 1))
     slow, rate, of = theirs * len(loop.parts), gemm_rate(device), data.folder.name
-    yield row("matrix product", rate / 1e9, "GFLOP/s")
+    narrow = gemm_rate(device, 1024, len(data.items) - 1, trainers["SASRec"].settings.width)
+    yield row("matrix products, square 2048", rate / 1e9, "GFLOP/s")
+    yield row("matrix products of the catalogue's scores", narrow / 1e9, "GFLOP/s", "square", narrow / rate)
     yield row(f"{of}: loop over prefixes", slow, "s an epoch")
     for (name, trainer), taken in zip(trainers.items(), ours):
         seconds = taken / steps * len(trainer.parts)
         yield row(f"{of}: {name}", seconds, "s an epoch", "loop over prefixes", slow / seconds)
-        yield row(f"{of}: {name}, floor", trainer.epoch_flops() / rate, "s an epoch", "time / floor", seconds * rate / trainer.epoch_flops())
+        flops = trainer.epoch_flops()
+        yield row(f"{of}: {name}, floor by the square products", flops / rate, "s an epoch", "time / floor", seconds * rate / flops)
         if of == "beauty":
             yield row(f"{of}: {name}", seconds, "s an epoch", f"authors' code, {RELEASE:.0f} s on AVX2", RELEASE / seconds)
     for name in ("SASRec", "SAERec"):
@@ -153,20 +157,20 @@ def bench_recommender(options, device):
 
 
 def bench_training(options, device):
-    """Seconds and peak memory of whole trainings, and to 95% of SASRec's best validation NDCG@10."""
-    if options.quick:
-        return
-    data = saerec.run_dataset(options.run)
-    library, logs = model.load_library(Path(options.run), data), {}
-    for name, flags in (("SASRec", dict(intents="none")), ("SAERec", {})):
-        settings = model.resolve(model.ModelSettings(**flags, device=str(device), patience=5))
-        logs[name] = model.train_model(data, None if flags else library, settings)[1]
+    """Seconds to 95% of SASRec's best validation NDCG@10, from the logs of the run's trainings, where it has both."""
+    data, logs = saerec.run_dataset(options.run), {}
+    for name, intents in (("SASRec", "none"), ("SAERec", "sae")):
+        path = Path(options.run) / model.file_names(intents)[1]
+        if not path.is_file():
+            return
+        with open(path, newline="") as file:
+            logs[name] = [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
     target = 0.95 * max(line["valid_NDCG@10"] for line in logs["SASRec"])
     for name, log in logs.items():
-        reached = [line["epoch"] for line in log if line["valid_NDCG@10"] >= target]
+        reached = next((n for n, line in enumerate(log, 1) if line["valid_NDCG@10"] >= target), None)
         if reached:
-            seconds = sum(line["seconds"] for line in log[: reached[0]])
-            yield row(f"{data.folder.name}: {name} to validation NDCG@10 {target:.4f}", seconds, "s", f"epoch {reached[0]}")
+            seconds = sum(line["seconds"] for line in log[:reached])
+            yield row(f"{data.folder.name}: {name} to validation NDCG@10 {target:.4f}", seconds, "s", f"epoch {reached} of {len(log)}")
 
 
 def bench_negatives(options, device):

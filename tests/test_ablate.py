@@ -144,7 +144,7 @@ def test_ablation_resumes_and_its_numbers_are_those_of_the_ranks(tmp_path, tiny_
     assert row["NDCG@10"]["std"] == pytest.approx(np.std(values, ddof=1))
     test = next(t for t in again["tests"] if t["b"] == "SASRec")
     assert test["difference"] == pytest.approx(again["rows"][0]["NDCG@10"]["mean"] - np.mean(values))
-    assert "SASRec" in again["verdict"]
+    assert "Taking the intents of the SAE away" in again["verdict"] and "popularity" in again["verdict"]
     monkeypatch.setattr(eval, "CONFIGURATIONS", eval.CONFIGURATIONS | {"SASRec": dict(intents="none", width=4)})
     assert eval.main([*command, "popularity,SASRec"]) == 0  # other settings: done again
     assert capsys.readouterr().out.count(", seed ") == 2
@@ -176,3 +176,16 @@ def test_recurrent_trunk_is_torchs_gru():
     torch.manual_seed(0)
     block, x = model.Recurrent(8, 2, 0.5).eval(), torch.randn(3, 5, 8)
     assert torch.equal(block(x), block.gru(x)[0])
+
+
+def test_verdict_follows_the_numbers():
+    rows = [dict(name=name, **{"NDCG@10": {"mean": mean}}) for name, mean in (("SAERec", 0.08), ("SASRec", 0.06), ("k-means", 0.1), ("PCA", 0.081))]
+    tests = [dict(b="SASRec", difference=0.02, p_holm=0.001), dict(b="k-means", difference=-0.02, p_holm=0.002), dict(b="PCA", difference=-0.001, p_holm=0.5)]
+    said = eval.verdict(rows, tests)
+    assert "away from SAERec lowers it: NDCG@10 0.0800 with, 0.0600 without (p = 0.001)" in said
+    assert "Worse than SAERec at 0.0800: SASRec (-25.0%)." in said and "Better than SAERec at 0.0800: k-means (+25.0%)." in said
+    assert "Not told apart from SAERec at 0.0800: PCA (+1.2%)." in said
+    tests[0] |= dict(difference=-0.02)
+    assert "raises it" in eval.verdict(rows, tests)
+    tests[0] |= dict(p_holm=0.3)
+    assert "makes no difference that the test can tell" in eval.verdict(rows, tests)

@@ -81,9 +81,7 @@ def test_recommendations_leave_out_the_history(tiny_data, tiny_run):
     data = saerec.load_dataset(tiny_data)
     library = model.load_library(tiny_run, data)
     net = model.load_model(tiny_run, "sae", data, library)
-    personal = model.personal_intents(data, library, net.settings)
-    score = model.model_scores(net, data, personal, "test")
-    lines = list(eval.show_user(3, net, data, personal, eval.read_intents(tiny_run), score, 40))
+    lines = list(eval.show_user(3, net, data, library, eval.read_intents(tiny_run), 40))
     listed = [line.replace("->", "").split(maxsplit=1)[1] for line in lines[lines.index("  recommended:") + 1 :]]
     history = {data.titles[item] for item in data.history(3, "test")}
     assert len(listed) == 30 - len(history) and not history & set(listed)
