@@ -551,7 +551,10 @@ def load_library(folder, data, intents="sae", seed=0):
     if intents == "none":
         return None
     tensors, meta = load_artifact(folder / "intents.safetensors", f"sae.py --run {folder}", data)
-    library = Library(*(tensors[name] for name in Library._fields))
+    # What a labeler judged to be no intent loses its codes: it is never retrieved, and the others keep their numbers
+    cells = tensors["is_intent"][tensors["indices"].long()]
+    indptr = F.pad(cells.cumsum(0), (1, 0))[tensors["indptr"]]
+    library = Library(tensors["vectors"], indptr, tensors["indices"][cells], tensors["values"][cells])
     J, V, random = len(library.vectors), len(data.items) - 1, generator(seed, f"{intents} intents")
     if intents == "random":
         return library._replace(vectors=F.normalize(torch.randn(library.vectors.shape, generator=random), dim=1))

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 
 from saerec import (Progress, UserError, common_settings, generator, join_processes, load_artifact, pick_device, process_of, run, run_dataset,
-                    save_artifact, setting, sum_over_processes, write_lines, write_table)  # fmt: skip
+                    save_artifact, setting, sum_over_processes, write_artifact, write_lines, write_table)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -515,7 +515,8 @@ def train(settings):
     save_artifact(path, sae.state_dict(), settings, data.hash, [source])
     vectors = sae.W_dec[torch.from_numpy(latent).long()]
     csr = dict(indptr=torch.from_numpy(indptr), indices=torch.from_numpy(indices), values=torch.from_numpy(values))
-    save_artifact(folder / "intents.safetensors", dict(vectors=vectors, latent=torch.from_numpy(latent), **csr), settings, data.hash, [path])
+    tensors = dict(vectors=vectors, latent=torch.from_numpy(latent), is_intent=torch.ones(len(latent), dtype=torch.bool), **csr)
+    save_artifact(folder / "intents.safetensors", tensors, settings, data.hash, [path])
     write_table(folder / "sae_log.csv", log)
     write_rows(folder / "intents.jsonl", rows)
     print(*describe_library(rows, 5), sep="\n")
@@ -664,7 +665,8 @@ def ask_all(settings, rows, path):
 def label(settings):
     """Let a language model name the intents of a run and judge which are any: intents.jsonl is rewritten with its answers.
 
-    An intent that it gave no answer for has its offline label and no verdict. Raises UserError.
+    An intent that it gave no answer for has its offline label and no verdict. What was judged none is marked in
+    intents.safetensors too, and model.py leaves it out. Raises UserError.
     """
     for name, example in (("run", "runs/ml-100k"), ("labeler", "http://localhost:11434/v1"), ("model", "llama3.1")):
         if not getattr(settings, name):
@@ -685,6 +687,11 @@ def label(settings):
                 name += f" ({row['latent']})"
             used.add(name)
             row |= dict(label=name, offline_label=row["label"], is_intent=answer["is_intent"])
+    path = folder / "intents.safetensors"
+    tensors, meta = load_artifact(path, f"sae.py --run {folder}")
+    judged = torch.tensor([row.get("is_intent", True) for row in rows])
+    if not torch.equal(tensors["is_intent"], judged):  # then a model trained before does not fit any more, and is refused
+        write_artifact(path, tensors | {"is_intent": judged}, meta)
     write_rows(folder / "intents.jsonl", rows)
     named, none, failed = ([row.get("is_intent") for row in rows].count(verdict) for verdict in (True, False, None))
     print(f"{named} intents named, {none} judged no intent, {failed} failed{f' (first reason: {reasons[0]})' if reasons else ''}")

@@ -251,13 +251,16 @@ def save_artifact(path, tensors, settings, dataset_hash, made_from=(), **more):
     """Write a dict of tensors as safetensors whose metadata say how, from what and with what they were made.
 
     made_from: paths of the artifacts read to make this one; their hashes let `load_artifact` refuse a mix-up.
-    The metadata is one JSON string, because safetensors keeps several keys in no fixed order, and equal runs
-    should give equal bytes.
     """
     meta = dict(
         settings=dataclasses.asdict(settings), dataset=dataset_hash, made_from={Path(p).name: file_hash(p) for p in made_from},
         versions={"python": sys.version.split()[0]} | {package.__name__: package.__version__ for package in (np, torch, safetensors)}, **more,
     )  # fmt: skip
+    write_artifact(path, tensors, meta)
+
+
+def write_artifact(path, tensors, meta):
+    """Write tensors with metadata as one JSON string: safetensors keeps several keys in no fixed order, and equal runs should give equal bytes."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {"saerec": json.dumps(meta, sort_keys=True)}
     write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
