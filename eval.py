@@ -27,9 +27,9 @@ import torch.nn.functional as F
 
 from model import (Library, ModelSettings, explain, intent_shift, intent_terms, load_library, load_model, model_scores, personal_intents,
                    rank_users, resolve, steer, train_model, user_states)  # fmt: skip
-from sae import (SaeSettings, build_library, describe_library, encode_all, held_out_texts, judged_intents, read_intents, rival,
-                 standardized_texts, train_sae)  # fmt: skip
-from saerec import (HERE, UserError, common_settings, generator, load_artifact, pick_device, ranking_metrics, run, run_dataset,
+from sae import (SaeSettings, build_library, describe_library, encode_all, held_out_texts, judged_intents, load_embeddings, load_sae,
+                 read_intents, rival, standardized_texts, train_sae)  # fmt: skip
+from saerec import (HERE, UserError, common_settings, generator, load_artifact, parse, pick_device, ranking_metrics, run, run_dataset,
                     save_artifact, setting, target_ranks, user_metrics, write_lines)  # fmt: skip
 
 PROTOCOL = (
@@ -172,21 +172,19 @@ def bpr_ranks(data, settings, factors=64, epochs=100, patience=10, batch=1024):
 
 
 def train_variant(folder, data, changes, seed):
-    """Another SAE on a run's texts: a number in changes is a factor on the run's own setting -> (SAE, settings)."""
-    embeddings = load_artifact(folder / "embeddings.safetensors", f"embed.py --run {folder}", data)[0]["embeddings"]
-    stored = load_artifact(folder / "sae.safetensors", f"sae.py --run {folder}", data)[1]["settings"] | {"seed": seed}
-    if changes.get("sparsity") == "l1":
-        stored |= changes | {"active": SaeSettings.active}
+    """Another SAE on a run's texts: a number in changes is a factor on the run's own setting -> (SAE, its settings, embeddings)."""
+    embeddings, (_, own) = load_embeddings(folder, data), load_sae(folder, data)
+    if "sparsity" in changes:
+        changes = changes | {"active": SaeSettings.active}
     else:
-        stored |= {name: max(1, int(stored[name] * factor)) for name, factor in changes.items()}
-    settings = SaeSettings(**stored)
-    return train_sae(embeddings, settings)[0].cpu(), settings
+        changes = {name: max(1, int(getattr(own, name) * factor)) for name, factor in changes.items()}
+    settings = dataclasses.replace(own, **changes, seed=seed)
+    return train_sae(embeddings, settings)[0].cpu(), settings, embeddings
 
 
 def variant_library(folder, data, changes, seed):
     """The intents of `train_variant` -> Library."""
-    net, settings = train_variant(folder, data, changes, seed)
-    embeddings = load_artifact(folder / "embeddings.safetensors", "", data)[0]["embeddings"]
+    net, settings, embeddings = train_variant(folder, data, changes, seed)
     codes, held_out = encode_all(net, embeddings), held_out_texts(len(embeddings), settings)
     latent, csr, _ = build_library(codes, held_out.numpy(), data, settings)
     return Library(net.W_dec.detach()[torch.from_numpy(latent).long()], *map(torch.from_numpy, csr))
@@ -235,8 +233,8 @@ def ablate(settings):
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--only: there is no configuration {unknown[0]!r}; choose among {', '.join(known)}")
     names = ["SAERec", *(name for name in names if name != "SAERec")]
-    base = {}
-    run(["train", *settings.model_flags.split()], __doc__, train=(ModelSettings, lambda s: base.update(dataclasses.asdict(s))))
+    base = dataclasses.asdict(parse(ModelSettings, settings.model_flags.split()))
+    made_by = f"rm {folder}/ablation-*.safetensors; eval.py ablate --run {folder}"
     results = {name: [] for name in names}
     for seed in range(settings.seed, settings.seed + settings.seeds):  # a seed for all, then the next: partial results compare
         for name in names:
@@ -244,7 +242,7 @@ def ablate(settings):
             wanted = base | {k: v for k, v in changes.items() if k != "library"} | dict(run=str(folder), seed=seed, device=settings.device)
             one = resolve(ModelSettings(**wanted))
             path = folder / f"ablation-{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}.safetensors"
-            if path.is_file() and (done := load_artifact(path, "eval.py ablate", data))[1]["settings"] == dataclasses.asdict(one):
+            if path.is_file() and (done := load_artifact(path, made_by, data))[1]["settings"] == dataclasses.asdict(one):
                 results[name].append((done[0]["ranks"], done[1]))
                 continue
             print(f"{name}, seed {seed}")
@@ -360,17 +358,16 @@ def recovery(vectors, codes, x, truth):
 def recovery_table(folder, data, seed):
     """`recovery` of the run's SAE, of others by K and M, and of their rivals, where the dataset folder knows the truth -> rows."""
     truth = load_artifact(data.folder / "truth.safetensors", "saerec.py prepare planted", data)[0]["text_intents"].bool()
-    x, own = standardized_texts(folder, data), load_artifact(folder / "sae.safetensors", "", data)[1]["settings"]
-    embeddings, rows = load_artifact(folder / "embeddings.safetensors", "", data)[0]["embeddings"], []
+    x, (_, own), rows = standardized_texts(folder, data), load_sae(folder, data), []
     changes = [{}, *({"active": f} for f in (0.25, 0.5, 2, 4)), *({"latents": f} for f in (0.25, 0.5, 2)), {"sparsity": "l1"}]
     for change in changes:
-        net, settings = train_variant(folder, data, change, seed)
+        net, settings, embeddings = train_variant(folder, data, change, seed)
         kind = "L1-SAE" if settings.sparsity == "l1" else "SAE"
         K = None if settings.sparsity == "l1" else settings.active
         scores = recovery(net.W_dec.detach(), encode_all(net, embeddings), x, truth)
         rows.append(dict(method=kind, K=K, M=settings.latents) | scores)
     for kind, name in (("pca", "PCA"), ("kmeans", "k-means"), ("dense", "dense autoencoder")):
-        vectors, codes = rival(kind, x, own["latents"], own["active"], seed)
+        vectors, codes = rival(kind, x, own.latents, own.active, seed)
         rows.append(dict(method=name, K=codes.values.shape[1], M=len(vectors)) | recovery(vectors, codes, x, truth))
     return rows
 
@@ -408,9 +405,10 @@ def deletion_test(model, data, personal, users, seed):
 def interpret(settings):
     """Measure how well a run's intents can be understood, and write it."""
     folder, device = Path(settings.run), pick_device(settings.device)
-    data, library = run_dataset(settings.run), load_library(Path(settings.run), run_dataset(settings.run))
+    data = run_dataset(settings.run)
+    library = load_library(folder, data)
     rows, x = read_intents(folder), standardized_texts(folder, data)
-    own = SaeSettings(**load_artifact(folder / "sae.safetensors", f"sae.py --run {folder}", data)[1]["settings"])
+    _, own = load_sae(folder, data)
     report = dict(dataset=data.folder.name, labels={"SAE": label_scores(rows), "SAE, labels permuted": label_scores(rows, "permuted_auroc")})
     _, codes = rival("kmeans", x, len(rows), own.active, settings.seed)
     clusters = dataclasses.replace(own, latents=len(rows))

@@ -214,7 +214,8 @@ def train_sae(embeddings, settings):
     texts, width = embeddings.shape
     held_out = held_out_texts(texts, settings)
     train, test = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
-    if len(train) < 2 or len(test) < 2:
+    test = test[:: max(len(test) // 10_000, 1)]  # enough to measure on, and of a corpus beyond memory little to read
+    if min(len(train), len(test)) < 2:
         raise UserError(f"{texts} texts are too few to train on and hold some out: bring at least {int(np.ceil(2 / settings.held_out))}")
     device = pick_device(settings.device)
     sae = SAE(settings.latents, settings.latents if settings.sparsity == "l1" else settings.active, width, settings.seed)
@@ -434,11 +435,21 @@ def build_library(codes, held_out, data, settings):
     return kept.astype(np.int32), (indptr, indices, weights), rows
 
 
+def load_embeddings(folder, data):
+    """A run's embeddings -> float32 [N, E]. Raises UserError."""
+    return load_artifact(folder / "embeddings.safetensors", f"embed.py --data {data.folder} --run {folder}", data)[0]["embeddings"]
+
+
+def load_sae(folder, data):
+    """A run's SAE -> (tensors, its SaeSettings). Raises UserError."""
+    tensors, meta = load_artifact(folder / "sae.safetensors", f"sae.py --run {folder}", data)
+    return tensors, SaeSettings(**meta["settings"])
+
+
 def standardized_texts(folder, data):
     """Embeddings of a run's texts as its SAE sees them -> x float32 [N, E]. Raises UserError."""
-    embeddings = load_artifact(folder / "embeddings.safetensors", f"embed.py --run {folder}", data)[0]["embeddings"]
-    stored = load_artifact(folder / "sae.safetensors", f"sae.py --run {folder}", data)[0]
-    return (embeddings - stored["mean"]) / stored["scale"]
+    tensors, _ = load_sae(folder, data)
+    return (load_embeddings(folder, data) - tensors["mean"]) / tensors["scale"]
 
 
 # Rivals of the library, for ablations: other directions of as many intents, coded by the same rules
@@ -505,7 +516,7 @@ def train(settings):
     folder = Path(settings.run)
     data = run_dataset(settings.run)
     source, path = folder / "embeddings.safetensors", folder / "sae.safetensors"
-    embeddings = load_artifact(source, f"embed.py --data {data.folder} --run {folder}", data)[0]["embeddings"]
+    embeddings = load_embeddings(folder, data)
     settings = resolve(settings, len(embeddings))
     print(f"{len(embeddings):,} texts of width {embeddings.shape[1]}, {settings.latents} latents, {settings.steps} steps")
     sae, held_out, log = train_sae(embeddings, settings)

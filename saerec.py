@@ -108,6 +108,25 @@ def run(argv, doc, **commands):
     name, argv = " ".join(words) or next(iter(commands)), argv[len(words) :]
     Settings, function = commands[name]
     about = doc if len(commands) == 1 else f"{doc}\nCommands: {', '.join(commands)}. These are the settings of {name}."
+    try:
+        started = time.perf_counter()
+        settings = parse(Settings, argv, about)
+        function(settings)
+        if not getattr(settings, "json", False):  # which is for programs
+            print(f"{name}: done in {time.perf_counter() - started:.1f} s, peak memory {peak_memory():.2f} GiB")
+        return 0
+    except (UserError, FloatingPointError) as error:  # the latter: training diverged
+        problem = str(error)
+    except OSError as error:
+        problem = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; free or correct it and run again"
+    except KeyboardInterrupt:
+        problem = "interrupted; what was finished before stays valid, run the same command again for the rest"
+    print(f"\r{script}: {problem}", file=sys.stderr)
+    return 2
+
+
+def parse(Settings, argv, about=""):
+    """The words of a command line -> checked settings. Raises UserError."""
     parser = Parser(description=about, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     for f in dataclasses.fields(Settings):
         m = f.metadata
@@ -122,21 +141,7 @@ def run(argv, doc, **commands):
             parser.add_argument(f.name, help=options["help"], **many)
         else:
             parser.add_argument("--" + f.name.replace("_", "-"), **options)
-    try:
-        started = time.perf_counter()
-        settings = check_settings(Settings(**vars(parser.parse_args(argv))))
-        function(settings)
-        if not getattr(settings, "json", False):  # which is for programs
-            print(f"{name}: done in {time.perf_counter() - started:.1f} s, peak memory {peak_memory():.2f} GiB")
-        return 0
-    except (UserError, FloatingPointError) as error:  # the latter: training diverged
-        problem = str(error)
-    except OSError as error:
-        problem = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; free or correct it and run again"
-    except KeyboardInterrupt:
-        problem = "interrupted; what was finished before stays valid, run the same command again for the rest"
-    print(f"\r{script}: {problem}", file=sys.stderr)
-    return 2
+    return check_settings(Settings(**vars(parser.parse_args(argv))))
 
 
 def peak_memory():

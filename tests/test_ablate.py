@@ -162,6 +162,15 @@ def test_every_configuration_trains_another_model_than_saerec(tmp_path, tiny_run
 
 def test_unknown_configurations(fails, tiny_run):
     fails(eval.main, ["ablate", "--run", tiny_run, "--only", "magic"], "no configuration 'magic'", "SASRec")
+    fails(eval.main, ["ablate", "--run", tiny_run, "--model-flags", "--widht 9"], "did you mean --width?")
+
+
+def test_results_of_another_library_are_not_mixed_in(fails, tmp_path, tiny_run):
+    run = copy_run(tiny_run, tmp_path / "run")
+    command = ["ablate", "--run", str(run), "--seeds", "1", *FLAGS, "--only", "SASRec"]
+    assert eval.main(command) == 0
+    assert sae.main(["--run", str(run), *SMALL["sae"].split(), "--seed", "5"]) == 0
+    fails(eval.main, command, "made from another", "intents.safetensors", "rm ", "ablation-*")
 
 
 def test_other_saes_have_other_sizes(tiny):
