@@ -273,7 +273,7 @@ def bench_million(options, device):
     """A catalogue of a million items, 8 codes each: training steps with 256 negatives, and full ranking."""
     if options.quick:
         return
-    data, library = synthetic(20_000, 1_000_000)
+    data, library = synthetic(4_000, 1_000_000)
     trainer = Trainer(data, library, dict(negatives=256), device)
     (step,) = medians(5, trainer.step)
     yield row("a million items: SAERec --negatives 256", step * len(trainer.parts), "s an epoch", f"{len(trainer.flat):,} interactions")
