@@ -287,9 +287,11 @@ def verdict(rows, tests, level=0.01):
     first, said = rows[0]["name"], []
     for test in tests:
         if test["b"] == "SASRec":
-            outcome = "makes no difference that the test can tell" if test["p_holm"] >= level else "lowers it" if test["difference"] > 0 else "raises it"
-            said.append(f"Taking the intents of the SAE away from {first} {outcome}: NDCG@10 {mean[first]:.4f} with, {mean['SASRec']:.4f} without "
-                        f"(p = {test['p_holm']:.2g}).")  # fmt: skip
+            outcome = "lowers it" if test["difference"] > 0 else "raises it"
+            if test["p_holm"] >= level:
+                outcome = "makes no difference that the test can tell"
+            both = f"NDCG@10 {mean[first]:.4f} with, {mean['SASRec']:.4f} without (p = {test['p_holm']:.2g})"
+            said.append(f"Taking the intents of the SAE away from {first} {outcome}: {both}.")
     for outcome, belongs in (
         ("worse than", lambda t: t["p_holm"] < level and t["difference"] > 0),
         ("better than", lambda t: t["p_holm"] < level and t["difference"] < 0),
@@ -375,7 +377,9 @@ def recovery_table(folder, data, seed):
 def label_scores(rows, key="detection_auroc"):
     """Median and share above 0.8 of an AUROC over the judged rows of intents.jsonl -> dict."""
     scores = np.array([row[key] for row in judged_intents(rows)])
-    return dict(intents=len(scores), median=float(np.median(scores)), above_08=float((scores > 0.8).mean())) if len(scores) else dict(intents=0)
+    if not len(scores):
+        return dict(intents=0)
+    return dict(intents=len(scores), median=float(np.median(scores)), above_08=float((scores > 0.8).mean()))
 
 
 def stability(vectors, others):
@@ -429,12 +433,13 @@ def interpret_lines(report):
     """What interpret measured, for people."""
     for name, one in report["labels"].items():
         if one["intents"]:
-            yield f"labels of {name:22} detection AUROC median {one['median']:.2f}, above 0.8 for {one['above_08']:.0%} of {one['intents']} intents"
+            spread = f"median {one['median']:.2f}, above 0.8 for {one['above_08']:.0%} of {one['intents']} intents"
+            yield f"labels of {name:22} detection AUROC {spread}"
     same = report["stability"]
     yield f"another seed finds intents again: mean best cosine {same['mean_cosine']:.2f}, above 0.9 for {same['above_09']:.0%}"
     if one := report.get("deletion"):
-        yield (f"deletion test, {one['users']} users: without its largest intent term the best item falls to rank {one['rank_without_largest']:.1f}, "
-               f"without a random one to {one['rank_without_random']:.1f} (p = {one['p']:.2g})")  # fmt: skip
+        yield (f"deletion test, {one['users']} users: without its largest intent term the best item falls to rank "
+               f"{one['rank_without_largest']:.1f}, without a random one to {one['rank_without_random']:.1f} (p = {one['p']:.2g})")  # fmt: skip
     for number, row in enumerate(report.get("recovery", [])):
         if not number:
             yield f"{'recovery of the true intents':30}{'K':>4}{'M':>6}{'recovered':>11}{'cosine':>8}{'AUROC':>7}{'isolation':>11}"
@@ -468,7 +473,8 @@ def rate(settings):
     order, out = random.permutation(len(questions)), Path(settings.out)
     sheet = [[n, *questions[at][:2], *questions[at][2], ""] for n, at in enumerate(order, 1)]
     write_csv(out, ["question", "task", "asked", *(f"text {n}" for n in range(1, 6)), "answer"], sheet)
-    write_csv(out.with_stem(out.stem + "_key"), ["question", "task", "right"], [[n, questions[at][0], questions[at][3]] for n, at in enumerate(order, 1)])
+    key = [[n, questions[at][0], questions[at][3]] for n, at in enumerate(order, 1)]
+    write_csv(out.with_stem(out.stem + "_key"), ["question", "task", "right"], key)
     print(f"{out}: {len(sheet)} questions; fill in the column answer, then `python eval.py kappa` with each rater's file")
 
 
@@ -725,7 +731,8 @@ def report(settings):
         ))  # fmt: skip
     content = dict(
         title=f"{data.folder.name}: what the intents found, and what they are worth",
-        dataset=dict(name=data.folder.name, users=len(data.users), items=len(data.items) - 1, interactions=len(data.flat), texts=len(data.texts)),
+        dataset=dict(name=data.folder.name, users=len(data.users), items=len(data.items) - 1, interactions=len(data.flat),
+                     texts=len(data.texts)),
         protocol=metrics["protocol"], made=f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__.split('+')[0]}, seed {metrics['seed']}",
         models=[dict(name=names.get(name, name), metrics=m, error=metrics["standard_errors"][name]) for name, m in metrics["models"].items()],
         intents=made, users=users, sae=read_log(folder / "sae_log.csv"),
@@ -735,7 +742,7 @@ def report(settings):
     if ablation := read_result(folder, "ablation"):
         p_values = {test["b"]: test["p_holm"] for test in ablation["tests"]}
         summary = [
-            {key: r[key] for key in ("name", "params", "seconds")} | {key: r["NDCG@10"][key] for key in ("mean", "std")} | {"p": p_values.get(r["name"])}
+            dict(name=r["name"], params=r["params"], seconds=r["seconds"], mean=r["NDCG@10"]["mean"], std=r["NDCG@10"]["std"], p=p_values.get(r["name"]))
             for r in ablation["rows"]
         ]
         content["ablation"] = dict(metric="NDCG@10", rows=summary, verdict=ablation["verdict"])

@@ -683,7 +683,8 @@ def train_model(data, library, settings):
             raise FloatingPointError(f"the loss in epoch {epoch} is not finite: lower --lr")
         seconds = time.perf_counter() - started
         valid = ranking_metrics(rank_users(model_scores(model, data, personal, "valid"), data, "valid"))
-        valid = {n: sum_over_processes(torch.tensor(v, device=device)).item() / process_of()[1] for n, v in valid.items()}  # one choice for all
+        shared = sum_over_processes(torch.tensor(list(valid.values()), dtype=torch.float64, device=device)) / process_of()[1]
+        valid = dict(zip(valid, shared.tolist()))  # the same in all processes, so that they stop together
         log.append(dict(epoch=epoch, seconds=round(seconds, 2), **means, **{f"valid_{n}": valid[n] for n in ("HR@10", "NDCG@10")}))
         if valid["NDCG@10"] > best:
             best, best_epoch = valid["NDCG@10"], epoch

@@ -265,7 +265,7 @@ def save_artifact(path, tensors, settings, dataset_hash, made_from=(), **more):
 
 
 def write_artifact(path, tensors, meta):
-    """Write tensors with metadata as one JSON string: safetensors keeps several keys in no fixed order, and equal runs should give equal bytes."""
+    """Write tensors with a dict of metadata, as one JSON string: safetensors keeps several keys in no fixed order."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     metadata = {"saerec": json.dumps(meta, sort_keys=True)}
     write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
@@ -396,7 +396,9 @@ def dataset_file(folder, name):
         remedy = "make it with `saerec.py prepare`"
         if not folder.is_dir():
             raise UserError(f"the dataset folder {folder} does not exist: {remedy}")
-        raise UserError(f"{folder} has both {name} and {name}.gz: remove one" if found else f"{folder} has neither {name} nor {name}.gz: {remedy}")
+        if found:
+            raise UserError(f"{folder} has both {name} and {name}.gz: remove one")
+        raise UserError(f"{folder} has neither {name} nor {name}.gz: {remedy}")
     return found[0]
 
 
@@ -505,7 +507,10 @@ def target_ranks(scores, targets, seen):
 
 
 def user_metrics(ranks):
-    """HR@5/10/20, NDCG@5/10/20 and MRR of each user, from float64 ranks [users] -> dict of float64 [users]. One relevant item, so IDCG is 1."""
+    """HR@5/10/20, NDCG@5/10/20 and MRR of each user, from float64 ranks [users] -> dict of float64 [users].
+
+    There is one relevant item a user, so IDCG is 1.
+    """
     cut = {n: (ranks <= n).double() for n in (5, 10, 20)}
     metrics = {f"HR@{n}": hit for n, hit in cut.items()}
     metrics |= {f"NDCG@{n}": hit / torch.log2(ranks + 1) for n, hit in cut.items()}

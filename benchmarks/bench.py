@@ -297,7 +297,8 @@ def main(argv=None):
     if options.part:  # in a process of its own: rows on the last line
         rows = list(PARTS[options.part](options, device))
         peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else saerec.peak_memory()
-        print("\n" + json.dumps([*rows, row(f"peak memory of {options.part}", peak, "GiB")] if rows else []))
+        measured = rows and options.part != "training"  # which only reads logs
+        print("\n" + json.dumps([*rows, row(f"peak memory of {options.part}", peak, "GiB")] if measured else rows))
         return
     rows, common = [], ["--run", options.run, "--device", options.device, *["--quick"] * options.quick]
     for part in options.only.split(","):
