@@ -748,7 +748,7 @@ class RecommendSettings:
     more: str = setting("", "intents to see more of: labels, keywords or numbers, comma-separated")
     less: str = setting("", "intents to see less of")
     block: str = setting("", "intents whose items are left out")
-    strength: float = setting(1.0, "how far --more and --less move an intent's strongest item", unit="standard deviations of the scores", low=0)
+    strength: float = setting(1.0, "how far --more and --less move the item that has most of it", unit="deviations of the scores", low=0)
     json: bool = setting(False, "print JSON for programs")
     device: str = common_settings()[1]
 
@@ -783,13 +783,14 @@ def steer(scores, shift):
 
 
 def find_intents(rows, names):
-    """Numbers of the intents that comma-separated names mean: a number, a label, or all that have the word among their keywords.
+    """Numbers of the intents that comma-separated names mean: a number, a label, or all with that part of a label, or that keyword.
 
     Raises UserError with the nearest labels and keywords.
     """
     found = []
     for name in (name.strip().lower() for name in names.split(";" if ";" in names else ",")):
         hits = [row["intent"] for row in rows if name in (str(row["intent"]), row["label"].lower())]
+        hits = hits or [row["intent"] for row in rows if name in row["label"].lower().split(", ")]
         hits = hits or [row["intent"] for row in rows if name in (word.lower() for word in row["keywords"])]
         if not hits:
             known = sorted({word for row in rows for word in (row["label"].lower(), *row["keywords"])})
@@ -897,7 +898,10 @@ def recommend(settings):
         raise UserError("--strength changes nothing without --more or --less: leave it out")
     more, less, blocked = (find_intents(rows, names) if names else [] for names in (settings.more, settings.less, settings.block))
     weight = torch.zeros(len(rows), device=device)
-    weight[more], weight[less] = settings.strength, -settings.strength
+    for chosen, sign in ((more, 1), (less, -1)):
+        if chosen:
+            one = torch.zeros_like(weight).index_fill(0, torch.tensor(chosen, device=device), 1.0)
+            weight += sign * settings.strength * one / intent_shift(model, one).max()  # however many intents a word means
     result = explain(model, data, library, rows, history, settings.top, weight if more or less else None, blocked)
     if settings.json:
         print(json.dumps(result, ensure_ascii=False))
@@ -908,7 +912,7 @@ def recommend(settings):
     print("  public intents: " + "; ".join(one["label"] for one in result["public"]) if result["public"] else "  no public intents")
     for word, chosen in (("more of", more), ("less of", less), ("without", blocked)):
         if chosen:
-            print(f"  {word}: " + "; ".join(rows[j]["label"] for j in chosen))
+            print(f"  {word}: " + "; ".join(rows[j]["label"] for j in chosen[:5]) + f" and {len(chosen) - 5} more" * (len(chosen) > 5))
     steered = bool(more or less)
     for one in result["recommendations"]:
         moved = f" (was {one['rank_before']})" if steered and one["rank_before"] != one["rank"] else ""

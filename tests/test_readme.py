@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -62,3 +63,20 @@ def test_makefile_targets_are_listed_by_help():
     out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M):
         assert re.search(rf"^{target} ", out, re.M)
+
+
+def test_the_prompt_in_readme_is_the_one_that_is_asked():
+    prompt = importlib.import_module("sae").LABEL_PROMPT
+    assert "\n".join(f"    {line}" for line in prompt.strip().splitlines()) in TEXTS["README.md"]
+
+
+def test_committed_results_are_those_of_readme():
+    """The table of the ablation is that of results/, the verdict too; the bench's table is that of benchmarks/results.json."""
+    report = json.loads((ROOT / "results" / "ablation_scientific.json").read_text())
+    for row in report["rows"]:
+        cell = row["NDCG@10"]
+        assert f"| {row['name']} | {cell['mean']:.4f} ± {cell['std']:.4f} |" in TEXTS["README.md"] or cell["std"] == 0
+    assert report["verdict"] in TEXTS["README.md"]
+    for row in json.loads((ROOT / "benchmarks" / "results.json").read_text())["rows"]:
+        value = f"{row['value']:,.0f}" if row["value"] >= 100 else f"{row['value']:.3g}"
+        assert f"| {row['name']} | {value} | {row['unit']} |" in TEXTS["README.md"]

@@ -93,6 +93,14 @@ def test_more_less_and_block(ask, tiny_run, capsys):
     for one in steered["recommendations"]:
         assert order[one["rank_before"] - 1] == one["item"] and one["score"] == pytest.approx(scores[one["item"]])
     assert steered["cost"] == pytest.approx(0, abs=1e-6)  # the whole catalogue: only its order changed
+    several = ask("--user", "u3", "--top", 30, "--more", f"{intent}, {(intent + 1) % len(rows)}", "--strength", 2)["recommendations"]
+    data, library = saerec.run_dataset(tiny_run), model.load_library(tiny_run, saerec.run_dataset(tiny_run))
+    net = model.load_model(tiny_run, "sae", data, library)
+    both = model.intent_shift(net, torch.eye(len(rows))[[intent, (intent + 1) % len(rows)]].sum(0))
+    moved = {one["item"]: one["steered"] - one["score"] for one in several}
+    shifts = {item: both[data.items.index(item)].item() / both.max().item() for item in moved}
+    deviation = max(moved.values()) / (2 * max(shifts.values()))  # the item that has most of them moves by two deviations
+    assert all(moved[item] == pytest.approx(2 * deviation * shifts[item], abs=1e-4) for item in moved)
     few = ask("--user", "u3", "--top", 3, "--more", intent, "--strength", 50)
     best = sorted(scores.values(), reverse=True)[:3]
     assert few["cost"] == pytest.approx(np.mean(best) - np.mean([one["score"] for one in few["recommendations"]])) and few["cost"] >= 0
@@ -115,7 +123,8 @@ def test_the_shift_by_its_definition(tiny_run):
 
 def test_intents_are_found_by_number_label_and_keyword():
     rows = [dict(intent=0, label="Space, orbit", keywords=["space", "orbit"]), dict(intent=1, label="recipes", keywords=["space", "oven"])]
-    assert model.find_intents(rows, "1") == [1] and model.find_intents(rows, "oven, space") == [1, 0]
+    assert model.find_intents(rows, "1") == [1] and model.find_intents(rows, "oven, orbit") == [1, 0]
+    assert model.find_intents(rows, "space") == [0]  # in a label, which goes before keywords
     assert model.find_intents(rows, "space, orbit;RECIPES") == [0, 1]
 
 
