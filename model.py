@@ -282,8 +282,8 @@ class Recommender(torch.nn.Module):
                 self.ground = torch.nn.Linear(E, s.width, bias=False)  # P
             if s.next_intent:
                 self.predict = torch.nn.Linear(E, s.width, bias=False)  # Q
-        for p in self.parameters():
-            if p.dim() == 2:
+        for name, p in self.named_parameters():
+            if p.dim() == 2 and ".gru." not in name:  # whose own scale is larger
                 torch.nn.init.normal_(p, std=0.02)
         with torch.no_grad():
             self.item.weight[0] = 0
