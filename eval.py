@@ -137,7 +137,7 @@ class AblateSettings:
     only: str = setting("", "names of configurations, comma-separated; all if not given")
     seeds: int = setting(3, "seeds, counted from --seed, that each configuration is trained with", low=1)
     model_flags: str = setting("", "settings of model.py for all configurations, as in '--width 128'")
-    out: str = setting("", "JSON file to write; RUN/ablation.json if not given", unit="path")
+    out: str = setting("", "where to write a copy of RUN/ablation.json", unit="path")
     seed: int = common_settings()[0]
     device: str = common_settings()[1]
 
@@ -252,9 +252,15 @@ def ablate(settings):
             save_artifact(path, {"ranks": ranks}, one, data.hash, [folder / "intents.safetensors"], **more)
             results[name].append((ranks, more))
     report = ablation_report(data, results, settings)
-    out = Path(settings.out) if settings.out else folder / "ablation.json"
-    write_lines(out, [json.dumps(report, indent=1)])
-    print(*ablation_table(report), "", report["verdict"], f"written to {out}", sep="\n")
+    print(*ablation_table(report), "", report["verdict"], sep="\n")
+    write_result(folder, "ablation", report, settings.out)
+
+
+def write_result(folder, name, report, copy):
+    """Write what was measured as RUN/NAME.json, where the report finds it, and as the file `copy` too if one is named."""
+    for path in [folder / f"{name}.json", *([Path(copy)] if copy else [])]:
+        write_lines(path, [json.dumps(report, indent=1)])
+        print(f"written to {path}")
 
 
 def ablation_report(data, results, settings):
@@ -322,7 +328,7 @@ def ablation_table(report):
 class InterpretSettings:
     run: str = setting("", "run folder of finished stages", unit="path")
     users: int = setting(500, "users whose best recommendation is taken apart in the deletion test", low=1)
-    out: str = setting("", "JSON file to write; RUN/interpret.json if not given", unit="path")
+    out: str = setting("", "where to write a copy of RUN/interpret.json", unit="path")
     seed: int = common_settings()[0]
     device: str = common_settings()[1]
 
@@ -424,9 +430,8 @@ def interpret(settings):
         report["deletion"] = deletion_test(model, data, personal_intents(data, library, model.settings), users, settings.seed)
     if (data.folder / "truth.safetensors").is_file():
         report["recovery"] = recovery_table(folder, data, own.seed)
-    out = Path(settings.out) if settings.out else folder / "interpret.json"
-    write_lines(out, [json.dumps(report, indent=1)])
-    print(*interpret_lines(report), f"written to {out}", sep="\n")
+    print(*interpret_lines(report), sep="\n")
+    write_result(folder, "interpret", report, settings.out)
 
 
 def interpret_lines(report):
@@ -554,7 +559,7 @@ class SteerSettings:
     run: str = setting("", "run folder with a trained model", unit="path")
     users: int = setting(1000, "users, each asking for more of an intent drawn at random", low=1)
     strengths: str = setting("0 0.25 0.5 1 2 4", "strengths to try", unit="standard deviations of the scores")
-    out: str = setting("", "JSON file to write; RUN/steering.json if not given", unit="path")
+    out: str = setting("", "where to write a copy of RUN/steering.json", unit="path")
     seed: int = common_settings()[0]
     device: str = common_settings()[1]
 
@@ -593,10 +598,9 @@ def steering(settings):
     model = load_model(folder, "sae", data, library).to(device)
     users = torch.randperm(len(data.users), generator=generator(settings.seed, "steered users"))[: settings.users]
     rows = steering_curve(model, data, personal_intents(data, library, model.settings), users, strengths, settings.seed)
-    out = Path(settings.out) if settings.out else folder / "steering.json"
-    write_lines(out, [json.dumps(dict(dataset=data.folder.name, users=len(users), rows=rows), indent=1)])
     print(f"{'strength':>8}{'share of top 10 with the intent':>34}{'validation NDCG@10':>20}")
-    print(*(f"{row['strength']:>8g}{row['share']:>34.1%}{row['ndcg']:>20.4f}" for row in rows), f"written to {out}", sep="\n")
+    print(*(f"{row['strength']:>8g}{row['share']:>34.1%}{row['ndcg']:>20.4f}" for row in rows), sep="\n")
+    write_result(folder, "steering", dict(dataset=data.folder.name, users=len(users), rows=rows), settings.out)
 
 
 # The report

@@ -176,6 +176,7 @@ class MixCodes(torch.autograd.Function):
 
 
 def weighted_bags(table, indptr, indices, values):
+    """For each row of a CSR matrix, the sum of the rows of table [any, D] that it names, weighted by its values -> [rows, D]."""
     return F.embedding_bag(indices, table, indptr[:-1], per_sample_weights=values, mode="sum")
 
 
@@ -745,7 +746,7 @@ class RecommendSettings:
     history: str = setting("", "or the ids of items, oldest first, as in 'i1 i7'")
     history_titles: str = setting("", "or their titles, as in 'Toy Story; GoldenEye'")
     top: int = setting(10, "items to recommend", low=1)
-    more: str = setting("", "intents to see more of: labels, keywords or numbers, comma-separated")
+    more: str = setting("", "intents to see more of: numbers, keywords or labels, between commas, or semicolons if labels hold commas")
     less: str = setting("", "intents to see less of")
     block: str = setting("", "intents whose items are left out")
     strength: float = setting(1.0, "how far --more and --less move the item that has most of it", unit="deviations of the scores", low=0)
@@ -785,9 +786,9 @@ def steer(scores, shift):
 def find_intents(rows, names):
     """Numbers of the intents that comma-separated names mean: a number, a label, or all with that part of a label, or that keyword.
 
-    Raises UserError with the nearest labels and keywords.
+    What a labeler judged to be no intent is not among them. Raises UserError with the nearest labels and keywords.
     """
-    found = []
+    found, rows = [], [row for row in rows if row.get("is_intent", True)]
     for name in (name.strip().lower() for name in names.split(";" if ";" in names else ",")):
         hits = [row["intent"] for row in rows if name in (str(row["intent"]), row["label"].lower())]
         hits = hits or [row["intent"] for row in rows if name in row["label"].lower().split(", ")]

@@ -126,6 +126,10 @@ def test_intents_are_found_by_number_label_and_keyword():
     assert model.find_intents(rows, "1") == [1] and model.find_intents(rows, "oven, orbit") == [1, 0]
     assert model.find_intents(rows, "space") == [0]  # in a label, which goes before keywords
     assert model.find_intents(rows, "space, orbit;RECIPES") == [0, 1]
+    rows[0]["is_intent"] = False  # it has no items any more that could be asked for
+    assert model.find_intents(rows, "space") == [1]
+    with pytest.raises(saerec.UserError, match="no intent '0'"):
+        model.find_intents(rows, "0")
 
 
 def test_questions_that_cannot_be_answered(fails, tiny_run):
@@ -145,7 +149,8 @@ def test_questions_that_cannot_be_answered(fails, tiny_run):
 
 def test_steering_curve_by_hand(tiny_run, tmp_path, fails):
     run = copy_run(tiny_run, tmp_path / "run")
-    assert eval.main(["steer", "--run", str(run), "--strengths", "0 1 30", "--device", "cpu"]) == 0
+    assert eval.main(["steer", "--run", str(run), "--strengths", "0 1 30", "--out", str(tmp_path / "copy.json"), "--device", "cpu"]) == 0
+    assert (tmp_path / "copy.json").read_bytes() == (run / "steering.json").read_bytes()
     rows = json.loads((run / "steering.json").read_text())["rows"]
     assert [row["strength"] for row in rows] == [0, 1, 30] and rows[0]["share"] <= rows[1]["share"] < rows[2]["share"]
     data = saerec.run_dataset(run)
