@@ -106,7 +106,7 @@ def rank(settings):
 CONFIGURATIONS = {  # of the ablation: changes to model.py's settings, and to sae.py's under "library"; all are compared with the first
     "SAERec": {},
     "SASRec": dict(intents="none"),
-    "SASRec + text": dict(intents="text", personal=0, public=0, next_intent=0.0),
+    "SASRec + text": dict(intents="text", personal=0, public=0, next_intent=0.0, residual=False),
     "GRU4Rec": dict(intents="none", trunk="gru"),
     "random vectors": dict(intents="random"),
     "shuffled codes": dict(intents="shuffled"),
@@ -127,6 +127,7 @@ CONFIGURATIONS = {  # of the ablation: changes to model.py's settings, and to sa
     "retrieval by similarity": dict(retrieval="similarity"),
     "retrieval from the trunk": dict(retrieval="trunk"),
     "items not grounded": dict(grounded=False),
+    "items grounded by P alone": dict(residual=False),
     "no next-intent loss": dict(next_intent=0.0),
 }
 

@@ -6,7 +6,7 @@
 
 data + intents.safetensors (vectors [J, E], item codes [V, J] as CSR) -> parameters that map a history [T] to scores [V].
 
-    E_v = e_v + P sum_j code_vj d_j                               item embedding, grounded in its intents      (1)
+    E_v = e_v + sum_j code_vj (P d_j + p_j)                       item embedding, grounded in its intents      (1)
     h   = Dropout(LayerNorm(E[item] + pos))                       (B, T, D)                                    (2)
     a   = self-attention blocks(h)                                temporal branch, causal                      (3)
     Z   = W d + bias                                              (J, D), intent vectors d are frozen          (4)
@@ -16,8 +16,9 @@ data + intents.safetensors (vectors [J, E], item codes [V, J] as CSR) -> paramet
     u   = a + sum_i softmax_i(<a, f_i> / sqrt(D)) f_i             adaptive fusion of f = [b, c]                (8)
     loss = CE(<u, E_v>) + w CE(softmax_j(<u, Q d_j>), code_v)     next item, and the intents of the next item  (9)
 
-SAERec (arXiv 2606.18897) is (2)-(8) with the first term of (9) and similarity retrieval: `--paper`. The P and Q terms are ours
-(D4, D5). Positions count from the start of a history and everything but (3) works on one position alone, so a single
+SAERec (arXiv 2606.18897) is (2)-(8) with the first term of (9) and similarity retrieval: `--paper`. The P, p and Q terms are
+ours (D4, D5). There e_v and p_j start at 0: what P d_j, the words, say of an item comes first, and they learn the rest.
+Positions count from the start of a history and everything but (3) works on one position alone, so a single
 pass over a user trains every prefix (D3).
 """
 
@@ -59,6 +60,7 @@ class ModelSettings:
     decay: float = setting(0.9, "what a step back in time leaves of an item's codes in tf, with --retrieval activation", low=0, high=1)
     df_decay: float = setting(0.9, "decay of the moving averages df and n, with --retrieval similarity", origin="SAERec's code", low=0, high=1)
     grounded: bool = setting(True, "items are embedded as id plus intents, equation (1)")
+    residual: bool = setting(True, "the trained part p_j of an intent's vector in equation (1)")
     next_intent: float = setting(0.3, "weight w of the next-intent loss; 0 removes it", low=0)
     width: int = setting(64, "width D", origin="SAERec's code", low=1)
     layers: int = setting(2, "blocks of each branch", origin="SAERec's code", low=1)
@@ -80,8 +82,9 @@ def resolve(settings):
     if settings.width % settings.heads:
         raise UserError(f"--width {settings.width} cannot be split among --heads {settings.heads}: make it a multiple")
     without = {
-        f"--intents {settings.intents}": "paper retrieval personal public fusion decay df_decay grounded next_intent" * (settings.intents == "none"),
-        "--paper": "retrieval grounded next_intent decay" * settings.paper,
+        f"--intents {settings.intents}": "paper retrieval personal public fusion decay df_decay grounded residual next_intent" * (settings.intents == "none"),
+        "--paper": "retrieval grounded residual next_intent decay" * settings.paper,
+        "--no-grounded": "residual" * (not settings.grounded),
         "--personal 0": "retrieval decay df_decay" * (settings.personal == 0),
         "--personal 0 --public 0": "fusion" * (settings.personal == settings.public == 0),
         "--trunk gru": "heads" * (settings.trunk == "gru" and (settings.intents == "none" or settings.personal == settings.public == 0)),
@@ -281,13 +284,15 @@ class Recommender(torch.nn.Module):
                 self.join = torch.nn.Linear((1 + (s.personal > 0) + (s.public > 0)) * s.width, s.width)
             if s.grounded:
                 self.ground = torch.nn.Linear(E, s.width, bias=False)  # P
+            if s.grounded and s.residual:
+                self.residual = torch.nn.Parameter(torch.zeros(J + 1, s.width))  # p
             if s.next_intent:
                 self.predict = torch.nn.Linear(E, s.width, bias=False)  # Q
         for name, p in self.named_parameters():
-            if p.dim() == 2 and ".gru." not in name:  # whose own scale is larger
+            if p.dim() == 2 and name != "residual" and ".gru." not in name:  # whose own scale is larger
                 torch.nn.init.normal_(p, std=0.02)
-        with torch.no_grad():
-            self.item.weight[0] = 0
+        with torch.no_grad():  # beside intents, an id starts as nothing and learns what they don't say
+            self.item.weight[: None if self.has_intents and s.grounded else 1] = 0
 
     def mix(self, name, table, ids=None):
         """sum_j weight_vj table_j by the items' "codes" or "shares", of all items or of ids [U]; table [J+1, D] -> [V+1 or U, D]."""
@@ -300,12 +305,17 @@ class Recommender(torch.nn.Module):
         cells = torch.arange(end[-1], device=ids.device) + (indptr[ids] - end + count).repeat_interleave(count)
         return weighted_bags(table, F.pad(end, (1, 0)), indices[cells], values[cells])
 
+    def intent_parts(self):
+        """What an intent adds to the items that have it, P d_j + p_j -> [J+1, D]."""
+        parts = self.ground(self.vectors)
+        return parts + self.residual if self.settings.residual else parts
+
     def item_table(self, ids=None):
         """Equation (1) for all items -> [V+1, D], or for ids int64 [U] -> [U, D]."""
         table = self.item.weight if ids is None else F.embedding(ids, self.item.weight)
         if not (self.has_intents and self.settings.grounded):
             return table
-        return table + self.mix("codes", self.ground(self.vectors), ids)
+        return table + self.mix("codes", self.intent_parts(), ids)
 
     def retrieve(self, h, z):
         """Personal intents by similarity, equation (5): tf is the rectified cosine of h [P, D] and z [J+1, D].
@@ -758,13 +768,13 @@ class RecommendSettings:
 def intent_terms(model, u, item):
     """The intent terms of <u, E_v>, largest first -> (intent int64 [n], value float32 [n]); the id's part is the rest.
 
-    u: [D], item: 1..V. Since E_v = e_v + sum_j code_vj P d_j, the score is <u, e_v> plus a term code_vj <u, P d_j> an intent.
+    u: [D], item: 1..V. By equation (1) the score is <u, e_v> plus a term code_vj <u, P d_j + p_j> an intent.
     """
     begin, end = model.codes0[item], model.codes0[item + 1] if model.settings.grounded else model.codes0[item]
     intents = model.codes1[begin:end].long()
     if not len(intents):
         return intents, torch.zeros(0, device=u.device)
-    values, order = (model.codes2[begin:end] * (model.ground(model.vectors[intents]) @ u)).sort(descending=True)
+    values, order = (model.codes2[begin:end] * (model.intent_parts()[intents] @ u)).sort(descending=True)
     return intents[order], values
 
 

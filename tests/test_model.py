@@ -131,10 +131,23 @@ def test_fusion_by_hand():
 def test_grounded_items_by_equation():
     net = build()
     P, codes = net.ground.weight.T, torch.from_numpy(CODES)  # (E, D), (V+1, J)
-    expected = net.item.weight + codes @ (LIBRARY.vectors @ P)
+    expected = net.item.weight + codes @ (LIBRARY.vectors @ P + net.residual[:-1])
     torch.testing.assert_close(net.item_table(), expected)
     torch.testing.assert_close(net.item_table()[5], net.item.weight[5])  # no text: its id alone
     assert net.item_table()[0].abs().sum() == 0
+
+
+def test_ids_beside_intents_start_at_nothing_and_learn(tiny_run):
+    """Before training items of equal codes are one, and the control's are not; both parts of equation (1) that start at 0 move."""
+    data = saerec.run_dataset(tiny_run)
+    library = model.load_library(tiny_run, data)
+    items, frequency = len(data.items) - 1, model.intent_frequency(data, library)
+    new = model.Recommender(BASE, items, library, frequency)
+    assert not new.item.weight.any() and not new.residual.any() and new.item_table()[1:].any(1).sum() > items // 2
+    for settings in (dataclasses.replace(BASE, intents="none"), dataclasses.replace(BASE, grounded=False)):
+        assert model.Recommender(settings, items, library, frequency).item.weight[1:].any(1).all()
+    trained = model.load_model(tiny_run, "sae", data, library)
+    assert trained.item.weight[1:].any() and trained.residual.any() and not trained.item.weight[0].any()
 
 
 def test_next_intent_loss_by_equation():
@@ -434,6 +447,9 @@ def test_moving_averages_are_saved(tmp_path, tiny_data, tiny_run):
     [
         ("--width 9 --heads 2", ["--width 9", "--heads 2"]),
         ("--intents none --personal 3", ["--personal", "changes nothing", "--intents none"]),
+        ("--intents none --no-residual", ["--residual", "changes nothing", "--intents none"]),
+        ("--no-grounded --no-residual", ["--residual", "changes nothing", "--no-grounded"]),
+        ("--paper --no-residual", ["--residual", "changes nothing", "--paper"]),
         ("--paper --retrieval similarity", ["--retrieval", "changes nothing", "--paper"]),
         ("--df-decay 0.5", ["--df-decay", "--retrieval activation"]),
         ("--retrieval similarity --decay 0.5", ["--decay", "--retrieval similarity"]),
@@ -487,7 +503,7 @@ def test_histories_too_short_to_train_on(fails, tmp_path):
 @pytest.mark.parametrize("flags", ["--intents none", "--paper", "--retrieval similarity", "--retrieval similarity --df-decay 0.5", "--retrieval trunk",
                                    "--fusion sum", "--fusion concat", "--trunk gru", "--intents text", "--intents random", "--intents shuffled",
                                    "--intents kmeans", "--intents pca", "--intents dense", "--personal 2",
-                                   "--personal 0", "--public 2", "--public 0", "--decay 0.1", "--no-grounded", "--next-intent 1", "--width 12",
+                                   "--personal 0", "--public 2", "--public 0", "--decay 0.1", "--no-grounded", "--no-residual", "--next-intent 1", "--width 12",
                                    "--layers 1", "--heads 1", "--dropout 0.1", "--history 3", "--epochs 1", "--batch 9", "--negatives 8", "--lr 0.01", "--seed 4",
                                    "--patience 1 --epochs 40"])  # fmt: skip
 def test_every_setting_changes_the_model(tmp_path, tiny_data, tiny_run, flags):
