@@ -107,7 +107,7 @@ CONFIGURATIONS = {  # of the ablation: changes to model.py's settings, and to sa
     "SAERec": {},
     "SASRec": dict(intents="none"),
     "SASRec + text": dict(intents="text", personal=0, public=0, next_intent=0.0, residual=False),
-    "GRU4Rec": dict(intents="none", trunk="gru"),
+    "GRU4Rec": dict(intents="none", trunk="gru", dropout=0.2, lr=3e-3),
     "random vectors": dict(intents="random"),
     "shuffled codes": dict(intents="shuffled"),
     "k-means": dict(intents="kmeans"),
@@ -156,7 +156,7 @@ def bpr_ranks(data, settings, factors=64, epochs=100, patience=10, batch=1024):
     pairs = torch.stack([torch.arange(users).repeat_interleave(torch.from_numpy(held_in)), torch.from_numpy(data.training_items()).long()])
     tables = [torch.nn.Parameter(0.1 * torch.randn(rows, factors)) for rows in (users, items)]
     bias, best = torch.nn.Parameter(torch.zeros(items)), (-1.0, None, 0)
-    optimizer = torch.optim.Adam([*tables, bias], lr=1e-3, weight_decay=1e-5, fused=True)
+    optimizer = torch.optim.Adam([*tables, bias], lr=3e-3, weight_decay=1e-5, fused=True)
     for epoch in range(1, epochs + 1):
         for user, item in (pairs[:, part] for part in torch.randperm(pairs.shape[1], generator=random).split(batch)):
             other = torch.randint(1, items, item.shape, generator=random)
