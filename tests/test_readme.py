@@ -71,12 +71,19 @@ def test_the_prompt_in_readme_is_the_one_that_is_asked():
 
 
 def test_committed_results_are_those_of_readme():
-    """The table of the ablation is that of results/, the verdict too; the bench's table is that of benchmarks/results.json."""
-    report = json.loads((ROOT / "results" / "ablation_scientific.json").read_text())
-    for row in report["rows"]:
-        cell = row["NDCG@10"]
-        assert f"| {row['name']} | {cell['mean']:.4f} ± {cell['std']:.4f} |" in TEXTS["README.md"] or cell["std"] == 0
-    assert report["verdict"] in TEXTS["README.md"]
+    """The tables of ablations and interpretability are those of results/, verdicts too; the bench's table is that of benchmarks/results.json."""
+    for path in (ROOT / "results").glob("ablation_*.json"):
+        report = json.loads(path.read_text())
+        for row in report["rows"]:
+            cell = row["NDCG@10"]
+            assert f"| {row['name']} | {cell['mean']:.4f} ± {cell['std']:.4f} |" in TEXTS["README.md"], (path, row["name"])
+        assert report["verdict"] in TEXTS["README.md"]
+    for path in (ROOT / "results").glob("interpret_*.json"):
+        report = json.loads(path.read_text())
+        for label in report["labels"].values():
+            assert f"{label['median']:.2f}, {label['above_08']:.0%} of {label['intents']:,} " in TEXTS["README.md"], path
+        for row in report.get("recovery", []):
+            assert f"| {row['method']} | {row['K'] or ''} | {row['M']} | {row['recovered']:.0%} | {row['mean_cosine']:.2f} |" in TEXTS["README.md"]
     for row in json.loads((ROOT / "benchmarks" / "results.json").read_text())["rows"]:
         value = f"{row['value']:,.0f}" if row["value"] >= 100 else f"{row['value']:.3g}"
         assert f"| {row['name']} | {value} | {row['unit']} |" in TEXTS["README.md"]
