@@ -72,13 +72,15 @@ def test_the_prompt_in_readme_is_the_one_that_is_asked():
 
 def test_committed_results_are_those_of_readme():
     """The tables of ablations and interpretability are those of results/, verdicts too; the bench's table is that of benchmarks/results.json."""
-    for path in (ROOT / "results").glob("ablation_*.json"):
+    ablations, interpreted = (sorted((ROOT / "results").glob(f"{kind}_*.json")) for kind in ("ablation", "interpret"))
+    assert {path.stem.partition("_")[2] for path in ablations + interpreted} == {"scientific", "beauty", "planted"}
+    for path in ablations:
         report = json.loads(path.read_text())
         for row in report["rows"]:
             cell = row["NDCG@10"]
             assert f"| {row['name']} | {cell['mean']:.4f} ± {cell['std']:.4f} |" in TEXTS["README.md"], (path, row["name"])
         assert report["verdict"] in TEXTS["README.md"]
-    for path in (ROOT / "results").glob("interpret_*.json"):
+    for path in interpreted:
         report = json.loads(path.read_text())
         for label in report["labels"].values():
             assert f"{label['median']:.2f}, {label['above_08']:.0%} of {label['intents']:,} " in TEXTS["README.md"], path
