@@ -6,7 +6,7 @@ data + intents + both models -> metrics.json, and a report on the terminal.
 
 Leave-one-out, every item of the catalogue ranked for every user, epochs chosen on validation, test scored once. One
 relevant item a user, so with its rank r (1 is best):
-    HR@n = mean [r <= n]      NDCG@n = mean [r <= n] / log2(r + 1)      MRR = mean 1 / r                    (10)
+    HR@n = mean [r <= n]      NDCG@n = mean [r <= n] / log2(r + 1)      MRR = mean 1 / r                    (11)
 Metrics are shared with training, which needs them to choose its epoch: `target_ranks` and `ranking_metrics` in saerec.py.
 """
 
@@ -67,9 +67,9 @@ def show_user(user, model, data, library, rows, top):
     one = explain(model, data, library, rows, history, top)
     yield f"user {data.users[user]}, {len(history)} items, the last ones:"
     yield from (f"      {item['title']}" for item in one["history"][-top:])
-    if model.settings.personal:
+    if one["personal"]:
         yield "  personal intents: " + "; ".join(f"{p['label']} {p['strength']:.2f}" for p in one["personal"])
-    if model.settings.public:
+    if one["public"]:
         yield "  public intents:   " + "; ".join(p["label"] for p in one["public"])
     yield "  recommended:"
     yield from (f"   {'->' if item['item'] == target else '  '} {item['rank']} {item['title']}" for item in one["recommendations"])
@@ -106,7 +106,7 @@ def rank(settings):
 CONFIGURATIONS = {  # of the ablation: changes to model.py's settings, and to sae.py's under "library"; all are compared with the first
     "SAERec": {},
     "SASRec": dict(intents="none"),
-    "SASRec + text": dict(intents="text", personal=0, public=0, next_intent=0.0, residual=False),
+    "SASRec + text": dict(intents="text", personal=0, public=0, match=0.0, next_intent=0.0, residual=False),
     "GRU4Rec": dict(intents="none", trunk="gru", dropout=0.2, lr=3e-3),
     "random vectors": dict(intents="random"),
     "shuffled codes": dict(intents="shuffled"),
@@ -119,7 +119,9 @@ CONFIGURATIONS = {  # of the ablation: changes to model.py's settings, and to sa
     "half of M": dict(library=dict(latents=0.5)),
     "twice M": dict(library=dict(latents=2)),
     "paper's parts alone": dict(paper=True),
+    "no match": dict(match=0.0),
     "no branches": dict(personal=0, public=0),
+    "neither match nor branches": dict(match=0.0, personal=0, public=0),
     "personal branch only": dict(public=0),
     "public branch only": dict(personal=0),
     "fusion by sum": dict(fusion="sum"),
@@ -398,13 +400,14 @@ def stability(vectors, others):
 @torch.no_grad()
 def deletion_test(model, data, personal, users, seed):
     """Rank of users' best recommendation once its largest intent term is taken from its score, and once a random one is -> dict."""
-    random, table, after = generator(seed, "deletion test"), model.item_table(), []
-    states = user_states(model, data, personal, "test")
+    random, after = generator(seed, "deletion test"), []
+    states, score = user_states(model, data, personal, "test"), model_scores(model, data, personal, "test")
     for user in users:
-        scores = states[user] @ table.T
+        scores = score(torch.tensor([user]))[0]
         scores[[0, *data.history(user, "test").tolist()]] = -torch.inf
-        item = int(scores.argmax())
-        intents, terms = intent_terms(model, states[user], item)
+        item, last = int(scores.argmax()), data.start[user + 1] - 2
+        own = None if personal is None else [column[last].to(states.device) for column in personal]
+        intents, terms = intent_terms(model, states[user], item, own)
         if len(terms) > 1:
             largest, other = int(terms.argmax()), int(torch.randint(len(terms), (), generator=random))
             after.append([float((scores > scores[item] - terms[at]).sum() + (terms[at] <= 0)) for at in (largest, other)])

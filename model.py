@@ -14,10 +14,11 @@ data + intents.safetensors (vectors [J, E], item codes [V, J] as CSR) -> paramet
     b   = cross-attention blocks(h; Z[personal])                  personal branch                              (6)
     c   = cross-attention blocks(h; Z[public])                    public branch: the g intents of highest df   (7)
     u   = a + sum_i softmax_i(<a, f_i> / sqrt(D)) f_i             adaptive fusion of f = [b, c]                (8)
-    loss = CE(<u, E_v>) + w CE(softmax_j(<u, Q d_j>), code_v)     next item, and the intents of the next item  (9)
+    s_v = <u, E_v> + m sum_j r_j code_vj                          score; r_j: how much the history is about j    (9)
+    loss = CE(s) + w CE(softmax_j(<u, Q d_j>), code_v)            next item, and the intents of the next item  (10)
 
-SAERec (arXiv 2606.18897) is (2)-(8) with the first term of (9) and similarity retrieval: `--paper`. The P, p and Q terms are
-ours (D4, D5). There e_v and p_j start at 0: what P d_j, the words, say of an item comes first, and they learn the rest.
+SAERec (arXiv 2606.18897) is (2)-(8) with the first terms of (9) and (10) and similarity retrieval: `--paper`. The P, p, m and Q
+terms are ours (D4, D5, D10). With P, e_v and p_j start at 0: what P d_j, the words, say of an item comes first, and they learn the rest.
 Positions count from the start of a history and everything but (3) works on one position alone, so a single
 pass over a user trains every prefix (D3).
 """
@@ -26,6 +27,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import math
 import re
@@ -51,13 +53,15 @@ class ModelSettings:
     run: str = setting("", "run folder", unit="path")
     data: str = setting("", "dataset folder; the one that embed.py read if not given", unit="path")
     intents: str = setting("sae", "what guides the model; none is SASRec, the control, the others are rivals of the SAE", choices=INTENTS)
-    paper: bool = setting(False, "the paper's parts alone: --retrieval similarity --no-grounded --next-intent 0", origin="SAERec")
+    paper: bool = setting(False, "the paper's parts alone: --retrieval similarity --no-grounded --match 0 --next-intent 0", origin="SAERec")
     retrieval: str = setting("activation", "how personal intents are found", choices=("activation", "similarity", "trunk"))
     personal: int = setting(5, "personal intents k of a position; 0 removes the branch", origin="SAERec's code", low=0)
     public: int = setting(5, "public intents g; 0 removes the branch", origin="SAERec's code", low=0)
     fusion: str = setting("adaptive", "how branches join the trunk", choices=("adaptive", "sum", "concat"), origin="SAERec")
     trunk: str = setting("attention", "what reads the history: SASRec's blocks, or GRU4Rec's recurrent layers", choices=("attention", "gru"))
-    decay: float = setting(0.9, "what a step back in time leaves of an item's codes in tf, with --retrieval activation", low=0, high=1)
+    match: float = setting(0.5, "weight m of the second term of equation (9), intents that an item shares with the history; 0 removes it", low=0)
+    matched: int = setting(20, "most intents of a history that are matched, the strongest ones", low=1)
+    decay: float = setting(0.9, "what a step back in time leaves of an item's codes, in the activation retrieval and the match", low=0, high=1)
     df_decay: float = setting(0.9, "decay of the moving averages df and n, with --retrieval similarity", origin="SAERec's code", low=0, high=1)
     grounded: bool = setting(True, "items are embedded as id plus intents, equation (1)")
     residual: bool = setting(True, "the trained part p_j of an intent's vector in equation (1)")
@@ -81,22 +85,30 @@ def resolve(settings):
     default = {f.name: f.default for f in dataclasses.fields(settings)}
     if settings.width % settings.heads:
         raise UserError(f"--width {settings.width} cannot be split among --heads {settings.heads}: make it a multiple")
+    by_text = settings.match or (settings.personal and settings.retrieval == "activation")
     without = {
-        f"--intents {settings.intents}": "paper retrieval personal public fusion decay df_decay grounded residual next_intent" * (settings.intents == "none"),
-        "--paper": "retrieval grounded residual next_intent decay" * settings.paper,
+        f"--intents {settings.intents}": "paper retrieval personal public fusion match matched decay df_decay grounded residual next_intent"
+        * (settings.intents == "none"),
+        "--paper": "retrieval grounded residual match matched next_intent decay" * settings.paper,
         "--no-grounded": "residual" * (not settings.grounded),
-        "--personal 0": "retrieval decay df_decay" * (settings.personal == 0),
+        "--match 0": "matched" * (not settings.match),
+        "--personal 0": "retrieval df_decay" * (settings.personal == 0),
         "--personal 0 --public 0": "fusion" * (settings.personal == settings.public == 0),
-        "--trunk gru": "heads" * (settings.trunk == "gru" and (settings.intents == "none" or settings.personal == settings.public == 0)),
-        f"--retrieval {settings.retrieval}": "df_decay" if settings.retrieval == "activation" and not settings.paper else "decay",
+        "--trunk gru": "heads" * (settings.trunk == "gru" and not has_branches(settings)),
+        "--retrieval activation": "df_decay" * (settings.retrieval == "activation" and not settings.paper),
+        f"--retrieval {settings.retrieval} --personal {settings.personal} --match 0": "decay" * (not by_text),
     }
     for cause, names in without.items():
         for name in names.split():
             if getattr(settings, name) != default[name]:
                 raise UserError(f"--{name.replace('_', '-')} changes nothing with {cause}: leave one of them out")
     if settings.paper:
-        settings = dataclasses.replace(settings, retrieval="similarity", grounded=False, next_intent=0.0)
+        settings = dataclasses.replace(settings, retrieval="similarity", grounded=False, match=0.0, next_intent=0.0)
     return settings
+
+
+def has_branches(settings):
+    return settings.intents != "none" and settings.personal + settings.public > 0
 
 
 class Library(NamedTuple):
@@ -191,6 +203,13 @@ def transpose(indptr, indices, values, columns):
     return start.to(indptr.dtype), row[order].to(indices.dtype), values[order]
 
 
+def csr_cells(indptr, rows):
+    """The cells of rows [n] of a CSR matrix, one row after the other -> (place of a cell, which of the n its row is), both int64 [cells]."""
+    count = indptr[rows + 1] - indptr[rows]
+    which = torch.arange(len(rows), device=rows.device).repeat_interleave(count)
+    return torch.arange(len(which), device=rows.device) + (indptr[rows] - count.cumsum(0) + count)[which], which
+
+
 def dropout(x, p, training):
     """Inverted dropout. Four times as fast on a CPU as F.dropout, whose Bernoulli draws took a sixth of a training step."""
     return x * (torch.rand_like(x) >= p).div(1 - p) if training and p else x
@@ -277,9 +296,10 @@ class Recommender(torch.nn.Module):
             self.register_buffer("covered", mass > 0, persistent=False)
             self.register_buffer("df", frequency[0].clone() if s.retrieval == "activation" else torch.zeros(J))
             self.register_buffer("n", torch.tensor(float(frequency[1] if s.retrieval == "activation" else 0)))
-            self.intent = torch.nn.Linear(E, s.width)
             self.personal = torch.nn.ModuleList(CrossAttention(*block) for _ in range(s.layers * (s.personal > 0)))
             self.public = torch.nn.ModuleList(CrossAttention(*block) for _ in range(s.layers * (s.public > 0)))
+            if has_branches(s):
+                self.intent = torch.nn.Linear(E, s.width)
             if s.fusion == "concat":
                 self.join = torch.nn.Linear((1 + (s.personal > 0) + (s.public > 0)) * s.width, s.width)
             if s.grounded:
@@ -300,9 +320,8 @@ class Recommender(torch.nn.Module):
         if ids is None:
             return MixCodes.apply(table, csr[:3], csr[3:])
         indptr, indices, values = csr[:3]
-        count = indptr[ids + 1] - indptr[ids]
-        end = count.cumsum(0, dtype=torch.int32)
-        cells = torch.arange(end[-1], device=ids.device) + (indptr[ids] - end + count).repeat_interleave(count)
+        cells, _ = csr_cells(indptr, ids)
+        end = (indptr[ids + 1] - indptr[ids]).cumsum(0, dtype=torch.int32)
         return weighted_bags(table, F.pad(end, (1, 0)), indices[cells], values[cells])
 
     def intent_parts(self):
@@ -316,6 +335,16 @@ class Recommender(torch.nn.Module):
         if not (self.has_intents and self.settings.grounded):
             return table
         return table + self.mix("codes", self.intent_parts(), ids)
+
+    def match(self, strength, intents):
+        """Second term of equation (9), m sum_j r_j code_vj, as the cells of scores [P, V+1] that it changes.
+
+        strength float32, intents int, both [P, n], from `activation_retrieval` -> (position int64, item int64, value float32), all
+        [cells], in the order of positions. An item that carries several of a position's intents has a cell for each.
+        """
+        cells, pair = csr_cells(self.codes3, intents.flatten().long())  # the items of an intent: rows of the transposed codes
+        value = self.settings.match * strength.flatten()[pair] * self.codes5[cells]
+        return pair // intents.shape[1], self.codes4[cells].long(), value
 
     def retrieve(self, h, z):
         """Personal intents by similarity, equation (5): tf is the rectified cosine of h [P, D] and z [J+1, D].
@@ -351,18 +380,19 @@ class Recommender(torch.nn.Module):
         """User states u at the wanted positions -> [P, D].
 
         items: int64 [B, T], rows of table, padded at the end with 0; table: [any, D] from `item_table`; wanted: int64 [P],
-        places in the flattened items, only these reach the branches; personal: int [P, k] from `activation_retrieval`, or None.
+        places in the flattened items, only these reach the branches; personal: int [P, k or more] from
+        `activation_retrieval`, if that is how the branch finds them.
         """
         a = h = self.embed(items, table)  # (B, T, D)
         for block in self.trunk:
             a = block(a)
         a, h = (x.flatten(0, 1).index_select(0, wanted) for x in (a, h))  # (P, D)
-        if not (self.has_intents and (len(self.personal) or len(self.public))):
+        if not has_branches(self.settings):
             return a
         z, branches = self.intent(self.vectors), []  # (J+1, D)
         if len(self.personal):
             query = a if self.settings.retrieval == "trunk" else h
-            b, chosen = h, self.retrieve(query, z)[1] if personal is None else personal.long()  # (P, k)
+            b, chosen = h, personal[:, : self.settings.personal].long() if self.settings.retrieval == "activation" else self.retrieve(query, z)[1]
             for block in self.personal:
                 b = block(b, z, chosen)
             branches.append(b)
@@ -386,21 +416,26 @@ def fuse(a, branches):
 
 
 class LogSumExp(torch.autograd.Function):
-    """sum_p weight_p log sum_v exp <u_p, E_v>, the costly part of a softmax over a catalogue (fused linear cross entropy).
+    """sum_p weight_p log sum_v exp(<u_p, E_v> + extra_pv), the costly part of a softmax over a catalogue (fused linear cross entropy).
 
     The P x V scores never exist at once: a chunk of positions is scored, reduced to its share of the loss and of both
     gradients on the way forward, and forgotten. The chunk fits the cache of a CPU; a GPU wants few, large kernels.
     """
 
     @staticmethod
-    def forward(ctx, u, table, weight, cells=None):
-        """u [P, D], table [V, D], weight [P]; cells: most scores at a time -> scalar."""
+    def forward(ctx, u, table, weight, extra=None, cells=None):
+        """u [P, D], table [V, D], weight [P]; extra: constants as (position, item, value), positions in order; cells: most scores
+        at a time -> scalar."""
         cells = cells or (2**21 if u.device.type == "cpu" else 2**27)
         loss, du, dtable = u.new_zeros(()), torch.empty_like(u), torch.zeros_like(table)
         rows = max(min(cells // len(table), len(u)), 1)
         room = u.new_empty(2, rows, len(table))  # used again by every chunk: fresh memory costs as much as the arithmetic
-        for part, grad, w in zip(u.split(rows), du.split(rows), weight.split(rows)):
+        chunks = zip(u.split(rows), du.split(rows), weight.split(rows), split_cells(extra, rows, len(u)))
+        for part, grad, w, more in chunks:
             scores = torch.mm(part, table.T, out=room[0, : len(part)])  # (rows, V)
+            if more is not None:
+                position, item, value = more
+                scores.view(-1).index_add_(0, position * len(table) + item, value)
             log_share = torch.log_softmax(scores, 1, out=room[1, : len(part)])
             loss += w @ (scores[:, 0] - log_share[:, 0])
             share = log_share.exp_()
@@ -412,28 +447,53 @@ class LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         du, dtable = ctx.saved_tensors
-        return grad * du, grad * dtable, None, None
+        return grad * du, grad * dtable, None, None, None
 
 
-def catalogue_loss(u, table, target, weight):
-    """First term of equation (9), over all real items: u [P, D], table [V+1, D], target int64 [P], weight [P] -> scalar."""
-    return LogSumExp.apply(u, table[1:], weight) - weight @ (u * F.embedding(target, table)).sum(1)
+def split_cells(cells, rows, P):
+    """Cells (position, item, value) of a matrix of P rows -> one such triple for every `rows` of it, positions counted from its first."""
+    if cells is None:
+        return itertools.repeat(None)
+    ends = torch.searchsorted(cells[0], torch.arange(rows, P + rows, rows, device=cells[0].device)).tolist()
+    parts = (slice(begin, end) for begin, end in zip([0, *ends], ends))
+    return [(cells[0][part] - rows * n, cells[1][part], cells[2][part]) for n, part in enumerate(parts)]
 
 
-def sampled_loss(u, table, target, weight, negatives, log_count):
+def target_scores(u, table, target, match):
+    """Equation (9) of one item a position -> [P]. match: cells of the second term, items being rows of table, or None."""
+    scores = (u * F.embedding(target, table)).sum(1)
+    if match is None:
+        return scores
+    position, item, value = match
+    return scores.index_add(0, position, value * (item == target[position]))
+
+
+def catalogue_loss(u, table, target, weight, match=None):
+    """First term of equation (10), over all real items: u [P, D], table [V+1, D], target int64 [P], weight [P] -> scalar.
+
+    match: what `Recommender.match` gives, or None.
+    """
+    extra = None if match is None else (match[0], match[1] - 1, match[2])  # without the padding item
+    return LogSumExp.apply(u, table[1:], weight, extra) - weight @ target_scores(u, table, target, match)
+
+
+def sampled_loss(u, table, target, weight, negatives, log_count, match=None):
     """The same with the sum over the catalogue estimated from N items drawn for the whole batch (Bengio & Senecal 2008).
 
     negatives: rows of table, int64 [N]; log_count: float [N], log of how often each was expected among the N. Taking it from
     the score makes the estimated sum unbiased. A negative that is a position's target is not counted for it.
     """
-    positive = (u * F.embedding(target, table)).sum(1, keepdim=True)  # (P, 1)
+    positive = target_scores(u, table, target, match)[:, None]  # (P, 1)
     scores = u @ F.embedding(negatives, table).T - log_count  # (P, N)
+    if match is not None:
+        position, item, value = match
+        scores = scores + u.new_zeros(len(u), len(table)).index_put_((position, item), value, accumulate=True)[:, negatives]
     scores = scores.masked_fill(negatives == target[:, None], -torch.inf)
     return weight @ (torch.cat([positive, scores], 1).logsumexp(1) - positive[:, 0])
 
 
 def next_intent_loss(model, u, target, weight, ids=None):
-    """Second term of equation (9): cross entropy of softmax_j(<u, Q d_j>) against the target's codes, scaled to sum 1.
+    """Second term of equation (10): cross entropy of softmax_j(<u, Q d_j>) against the target's codes, scaled to sum 1.
 
     u [P, D], weight [P]; target int64 [P]: items, or places in ids [U]. Targets without codes count 0. Returns a scalar.
     """
@@ -493,7 +553,8 @@ class Batch(NamedTuple):
     real: torch.Tensor  # int64 [P], places of real positions in the flattened items
     target: torch.Tensor  # int64 [P]
     weight: torch.Tensor  # float32 [P], of a position in the loss; they sum to 1 over all processes
-    personal: torch.Tensor | None  # int32 [P, k]
+    strength: torch.Tensor | None  # float32 [P, n], of the strongest intents in the texts of the history
+    personal: torch.Tensor | None  # int32 [P, n], those intents
     ids: torch.Tensor | None = None  # int64 [U], items of the table
     negatives: torch.Tensor | None = None  # int64 [N]
     log_count: torch.Tensor | None = None  # float32 [N]
@@ -515,7 +576,7 @@ def gather(rows, chosen, flat):
 
 
 def make_batch(rows, chosen, flat, personal=None, sampler=None):
-    """The training batch of the chosen rows; of this process's share of them under torchrun. personal: [interactions, k]."""
+    """The training batch of the chosen rows; of this process's share of them under torchrun. personal: as `personal_intents` gives it."""
     process, processes = process_of()
     positions = int(rows.length[chosen].sum())
     mine = chosen[process::processes]
@@ -523,7 +584,8 @@ def make_batch(rows, chosen, flat, personal=None, sampler=None):
     real &= len(mine) > 0  # fewer rows than processes: take part with no position
     place = where[real]
     weight = torch.full((len(place),), 1 / positions)
-    batch = Batch(items, real.flatten().nonzero()[:, 0], flat[place + 1], weight, None if personal is None else personal[place])
+    strength, intents = (None, None) if personal is None else (column[place] for column in personal)
+    batch = Batch(items, real.flatten().nonzero()[:, 0], flat[place + 1], weight, strength, intents)
     if sampler is None:
         return batch
     negatives, log_count = sampler()
@@ -588,12 +650,16 @@ def load_library(folder, data, intents="sae", seed=0):
     return Library(vectors, *map(torch.from_numpy, csr))
 
 
-def personal_intents(data, library, settings):
-    """(strength, intent) of every interaction by `activation_retrieval`, or None if the model doesn't use them."""
-    if settings.intents == "none" or settings.retrieval != "activation" or not settings.personal:
+def personal_intents(data, library, settings, histories=None):
+    """(strength, intent) of every interaction by `activation_retrieval`, or None if the model doesn't use them.
+
+    histories: (start, flat) of others than those in data, which gives the document frequency all the same.
+    """
+    count = max(settings.matched * (settings.match > 0), settings.personal * (settings.retrieval == "activation"))
+    if settings.intents == "none" or not count:
         return None
     idf = inverse_frequency(*intent_frequency(data, library))
-    return activation_retrieval(data.start, data.flat, library, idf, settings.personal, settings.decay)
+    return activation_retrieval(*(histories or (data.start, data.flat)), library, idf, min(count, len(library.vectors)), settings.decay)
 
 
 @torch.no_grad()
@@ -630,13 +696,23 @@ def rank_users(score, data, part, cells=2**23):
 
 
 def model_scores(model, data, personal, part):
-    """The `score` of `rank_users` for a trained model."""
+    """The `score` of `rank_users` for a trained model, equation (9)."""
     states, table = user_states(model, data, personal, part), model.item_table().detach()
-    return lambda users: states[users.to(states.device)] @ table.T
+    rows, device = evaluation_rows(data, part, model.settings.history), states.device
+
+    def score(users):
+        scores = states[users.to(device)] @ table.T
+        if personal is None or not model.settings.match:
+            return scores
+        last = (rows.begin + rows.length)[users] - 1
+        position, item, value = model.match(*(column[last].to(device) for column in personal))
+        return scores.index_put_((position, item), value, accumulate=True)
+
+    return score
 
 
 def batch_loss(model, batch):
-    """Equation (9) on a Batch -> (total, {"item": ..., "intent": ...}); sums weighted by the batch's weights.
+    """Equation (10) on a Batch -> (total, {"item": ..., "intent": ...}); sums weighted by the batch's weights.
 
     On a GPU the network computes in bfloat16 where autocast deems it safe; tables, scores and losses stay float32.
     """
@@ -644,10 +720,15 @@ def batch_loss(model, batch):
     with torch.autocast(table.device.type, torch.bfloat16, enabled=table.is_cuda):
         u = model(batch.items, batch.real, batch.personal, table)  # (P, D)
     u = u.float()
+    match = model.match(batch.strength, batch.personal) if batch.personal is not None and model.settings.match else None
     if batch.negatives is None:
-        terms = {"item": catalogue_loss(u, table, batch.target, batch.weight)}
+        terms = {"item": catalogue_loss(u, table, batch.target, batch.weight, match)}
     else:
-        terms = {"item": sampled_loss(u, table, batch.target, batch.weight, batch.negatives, batch.log_count)}
+        if match is not None:
+            row = torch.full((len(model.item.weight),), -1, device=u.device).index_put_((batch.ids,), torch.arange(len(batch.ids), device=u.device))
+            there = row[match[1]] >= 0
+            match = match[0][there], row[match[1][there]], match[2][there]
+        terms = {"item": sampled_loss(u, table, batch.target, batch.weight, batch.negatives, batch.log_count, match)}
     loss = terms["item"]
     if model.has_intents and model.settings.next_intent:
         terms["intent"] = next_intent_loss(model, u, batch.target, batch.weight, batch.ids)
@@ -679,7 +760,7 @@ def train_model(data, library, settings):
         started, sums = time.perf_counter(), {}
         parts = batches(rows, settings.batch, shuffle)
         for step, chosen in enumerate(parts, 1):
-            loss, terms = batch_loss(model, make_batch(rows, chosen, flat, personal and personal[1], sampler).to(device))
+            loss, terms = batch_loss(model, make_batch(rows, chosen, flat, personal, sampler).to(device))
             optimizer.zero_grad()
             loss.backward()
             for p in model.parameters():
@@ -765,16 +846,21 @@ class RecommendSettings:
 
 
 @torch.no_grad()
-def intent_terms(model, u, item):
-    """The intent terms of <u, E_v>, largest first -> (intent int64 [n], value float32 [n]); the id's part is the rest.
+def intent_terms(model, u, item, personal=None):
+    """The intent terms of a score, largest first -> (intent int64 [n], value float32 [n]); the id's part is the rest.
 
-    u: [D], item: 1..V. By equation (1) the score is <u, e_v> plus a term code_vj <u, P d_j + p_j> an intent.
+    u: [D], item: 1..V; personal: (strength [n], intent [n]) of the user. By equations (1) and (9) the score is <u, e_v> plus a term
+    code_vj (<u, P d_j + p_j> + m r_j) an intent; r_j is 0 where j is not personal.
     """
-    begin, end = model.codes0[item], model.codes0[item + 1] if model.settings.grounded else model.codes0[item]
-    intents = model.codes1[begin:end].long()
-    if not len(intents):
-        return intents, torch.zeros(0, device=u.device)
-    values, order = (model.codes2[begin:end] * (model.intent_parts()[intents] @ u)).sort(descending=True)
+    cells = slice(int(model.codes0[item]), int(model.codes0[item + 1]))
+    intents, share = model.codes1[cells].long(), torch.zeros(len(model.vectors), device=u.device)
+    if model.settings.grounded:
+        share[intents] = model.intent_parts()[intents] @ u
+    if personal is not None and model.settings.match:
+        share.index_add_(0, personal[1].long(), model.settings.match * personal[0])
+    elif not model.settings.grounded:
+        return intents[:0], share[:0]
+    values, order = (model.codes2[cells] * share[intents]).sort(descending=True)
     return intents[order], values
 
 
@@ -851,19 +937,21 @@ def explain(model, data, library, rows, history, top, steering=None, blocked=(),
     """
     device, s, J = model.item.weight.device, model.settings, len(library.vectors)
     items = torch.from_numpy(history[-s.history :]).long()[None]
-    idf, intents = inverse_frequency(model.df.cpu(), model.n.cpu()), None
-    strength = chosen = torch.zeros(0)
-    if s.personal and s.retrieval == "activation":
-        strength, chosen = (x[-1] for x in activation_retrieval(np.array([0, len(history)]), history, library, idf, s.personal, s.decay))
-        intents = chosen[None].to(device)
-    last = torch.tensor([items.shape[1] - 1], device=device)
-    u = model(items.to(device), last, intents, model.item_table())
-    if s.personal and intents is None:
-        h = model.embed(items.to(device), model.item_table())
+    personal = personal_intents(data, library, s, (np.array([0, len(history)]), history))
+    if personal is not None:
+        personal = tuple(column[-1:].to(device) for column in personal)  # (1, n)
+    last, table = torch.tensor([items.shape[1] - 1], device=device), model.item_table()
+    u = model(items.to(device), last, None if personal is None else personal[1], table)
+    own, matched = u @ table.T, personal if s.match else None  # (1, V+1)
+    if matched is not None:
+        position, item, value = model.match(*matched)
+        own = own.index_put((position, item), value, accumulate=True)
+    if len(model.personal) and s.retrieval != "activation":  # those that the branch attends to are shown
+        h = model.embed(items.to(device), table)
         for block in model.trunk if s.retrieval == "trunk" else ():
             h = block(h)
-        strength, chosen = (x[0].cpu() for x in model.retrieve(h[:, -1], model.intent(model.vectors)))
-    own = u @ model.item_table().T  # (1, V+1)
+        personal = model.retrieve(h[:, -1], model.intent(model.vectors))
+    strength, chosen = (torch.zeros(0),) * 2 if personal is None else (column[0, : s.personal].cpu() for column in personal)
     scores = own if steering is None else steer(own, intent_shift(model, steering))
     allowed = torch.ones(len(data.items), dtype=torch.bool, device=device)
     allowed[0] = False
@@ -880,7 +968,7 @@ def explain(model, data, library, rows, history, top, steering=None, blocked=(),
 
     listed = []
     for rank, item in enumerate(best.tolist(), 1):
-        number, value = (x.tolist() for x in intent_terms(model, u[0], item))
+        number, value = (x.tolist() for x in intent_terms(model, u[0], item, matched and [column[0] for column in matched]))
         shown = sorted(zip(number, value), key=lambda one: -abs(one[1]))[:terms]
         score, kept = float(own[0, item]), sum(v for _, v in shown)
         listed.append(dict(
@@ -888,7 +976,7 @@ def explain(model, data, library, rows, history, top, steering=None, blocked=(),
             terms=[dict(intent=j, label=rows[j]["label"], value=v) for j, v in shown], rank_before=rank_before[item], steered=float(after[item]),
         ))  # fmt: skip
     unsteered = before.sort(descending=True).values[: len(listed)]
-    public = model.public_intents().tolist() if s.public else []
+    public = model.public_intents().tolist() if len(model.public) else []
     return dict(
         history=[dict(item=data.items[v], title=data.titles[v]) for v in history.tolist()],
         personal=[dict(intent=j, label=rows[j]["label"], strength=w, evoked_by=evoked_by(j))

@@ -87,8 +87,8 @@ class Trainer:
     def step(self):
         chosen = self.parts[self.at % len(self.parts)]
         self.at += 1
-        personal = None if self.personal is None else self.personal[1]
-        self.update(model.batch_loss(self.net, model.make_batch(self.rows, chosen, self.flat, personal, self.sampler).to(self.device))[0])
+        batch = model.make_batch(self.rows, chosen, self.flat, self.personal, self.sampler)
+        self.update(model.batch_loss(self.net, batch.to(self.device))[0])
 
     def epoch_flops(self):
         """FLOPs of the matrix products of an epoch, from a tenth of its steps, spread evenly."""

@@ -48,6 +48,9 @@ def test_saerec_metrics_by_a_loop_over_users(tiny_data, tiny_run):
         last = torch.tensor([items.shape[1] - 1])
         with torch.no_grad():
             scores = (net.item_table() @ net(items, last, personal[1][where[-1:]], net.item_table())[0]).numpy()
+        for strength, intent in zip(*(column[where[-1]].tolist() for column in personal)):
+            if intent < len(library.vectors):
+                scores += net.settings.match * strength * np.array([library.code(v, intent) for v in range(len(scores))], np.float32)
         seen = set(data.history(user, "test").tolist())
         ahead = sum(scores[v] >= scores[target] for v in range(1, len(data.items)) if v != target and v not in seen)
         reciprocal.append(0.0 if target in seen else 1 / (1 + ahead))

@@ -56,11 +56,14 @@ def test_stability_of_a_permuted_and_of_a_random_library():
 def test_score_is_the_id_part_and_its_intent_terms(tiny_run):
     data = saerec.run_dataset(tiny_run)
     net = model.load_model(tiny_run, "sae", data, model.load_library(tiny_run, data))
-    u, table = torch.randn(8), net.item_table().detach()
-    for item in range(1, len(data.items)):
-        intents, terms = model.intent_terms(net, u, item)
-        assert len(intents) == len(set(intents.tolist())) and terms.tolist() == sorted(terms.tolist(), reverse=True)
-        torch.testing.assert_close(u @ net.item.weight[item] + terms.sum(), u @ table[item])
+    u, table, J = torch.randn(8), net.item_table().detach(), len(net.df)
+    for strength, chosen in (([], []), ([2.0, 1.0, 0.0], [J - 1, 0, J])):
+        personal = torch.tensor(strength), torch.tensor(chosen, dtype=torch.int32)
+        scores = (u @ table.T).index_put_(net.match(*(p[None] for p in personal))[1:2], net.match(*(p[None] for p in personal))[2], accumulate=True)
+        for item in range(1, len(data.items)):
+            intents, terms = model.intent_terms(net, u, item, personal)
+            assert len(intents) == len(set(intents.tolist())) and terms.tolist() == sorted(terms.tolist(), reverse=True)
+            torch.testing.assert_close(u @ net.item.weight[item] + terms.sum(), scores[item])
 
 
 def test_interpret_writes_what_it_measured(tmp_path, tiny_run, capsys):
@@ -80,12 +83,12 @@ def test_deletion_test_by_hand(tiny_run):
     net = model.load_model(tiny_run, "sae", data, model.load_library(tiny_run, data))
     personal = model.personal_intents(data, model.load_library(tiny_run, data), net.settings)
     got = eval.deletion_test(net, data, personal, range(10), seed=0)
-    states, table, ranks = model.user_states(net, data, personal, "test"), net.item_table().detach(), []
+    states, ranks = model.user_states(net, data, personal, "test"), []
     for user in range(10):
-        scores = (table @ states[user]).numpy()
+        scores = model.model_scores(net, data, personal, "test")(torch.tensor([user]))[0].numpy()
         scores[[0, *data.history(user, "test")]] = -np.inf
         best = scores.argmax()
-        _, terms = model.intent_terms(net, states[user], int(best))
+        _, terms = model.intent_terms(net, states[user], int(best), [column[data.start[user + 1] - 2] for column in personal])
         if len(terms) > 1:
             lowered = scores[best] - terms[0].item()
             ranks.append(1 + sum(s > lowered for v, s in enumerate(scores) if v != best))

@@ -21,11 +21,13 @@ VARIANTS = {
     "personal only": dict(public=0),
     "public only": dict(personal=0),
     "no branches": dict(personal=0, public=0),
+    "neither": dict(personal=0, public=0, match=0.0),
     "sasrec": dict(intents="none", personal=5, public=5),
     "gru": dict(trunk="gru"),
     "from the trunk": dict(retrieval="trunk"),
     "sum": dict(fusion="sum"),
     "concat": dict(fusion="concat"),
+    "no match": dict(match=0.0),
 }
 
 
@@ -58,26 +60,26 @@ def build(seed=0, **changes):
 
 
 def histories(lengths, seed=0):
-    """Histories in Dataset's form, and their personal intents -> (start, flat, intents int32 [interactions, k])."""
+    """Histories in Dataset's form, and their personal intents -> (start, flat, (strength, intents) [interactions, k])."""
     g = np.random.default_rng(seed)
     start = np.concatenate([[0], np.cumsum(lengths)])
     flat = g.integers(1, V + 1, start[-1]).astype(np.int32)
     idf = model.inverse_frequency(*FREQUENCY)
-    return start, flat, model.activation_retrieval(start, flat, LIBRARY, idf, 3, 0.9)[1]
+    return start, flat, model.activation_retrieval(start, flat, LIBRARY, idf, 3, 0.9)
 
 
 def batch_of(net, start, flat, personal, rows=None):
     """Padded (items, personal or None, target, real) of whole histories, the last item of each being only a target."""
     rows = rows or model.Rows(torch.from_numpy(start[:-1]), torch.from_numpy(np.diff(start) - 1))
     where, items, real = model.gather(rows, torch.arange(len(rows.length)), torch.from_numpy(flat).long())
-    needs = net.has_intents and net.settings.retrieval == "activation" and net.settings.personal
-    return items, personal[where] if needs else None, torch.from_numpy(flat).long()[where + 1], real
+    needs = net.has_intents and (net.settings.match or (net.settings.personal and net.settings.retrieval == "activation"))
+    return items, [column[where] for column in personal] if needs else None, torch.from_numpy(flat).long()[where + 1], real
 
 
 def states(net, items, personal, wanted):
     """User states [P, D] at the wanted positions, bool [B, T]."""
     with torch.no_grad():
-        return net(items, places(wanted), None if personal is None else personal[wanted], net.item_table())
+        return net(items, places(wanted), None if personal is None else personal[1][wanted], net.item_table())
 
 
 def places(wanted):
@@ -87,7 +89,8 @@ def places(wanted):
 def as_batch(items, target, personal, wanted):
     """A Batch in which the wanted positions, bool [B, T], count alike."""
     weight = torch.full((int(wanted.sum()),), 1 / int(wanted.sum()))
-    return model.Batch(items, places(wanted), target[wanted], weight, None if personal is None else personal[wanted])
+    strength, intents = (None, None) if personal is None else (column[wanted] for column in personal)
+    return model.Batch(items, places(wanted), target[wanted], weight, strength, intents)
 
 
 def copy_into_torch(ours):
@@ -166,27 +169,64 @@ def test_next_intent_loss_by_equation():
 @pytest.mark.parametrize("cells", [1, 100, 10**6])
 def test_fused_logsumexp_is_torchs_own(cells):
     u, table, weight = torch.randn(23, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True), torch.rand(23)
-    expected = weight @ (u @ table.T).logsumexp(1)
-    loss = model.LogSumExp.apply(u, table, weight, cells)
-    torch.testing.assert_close(loss, expected)
-    for got, want in zip(torch.autograd.grad(3 * loss, (u, table)), torch.autograd.grad(3 * expected, (u, table))):
-        torch.testing.assert_close(got, want)
+    position, item = torch.randint(23, (90,)).sort().values, torch.randint(V, (90,))  # some cells twice
+    extra = torch.zeros(23, V).index_put_((position, item), values := torch.randn(90), accumulate=True)
+    for more, scores in ((None, u @ table.T), ((position, item, values), u @ table.T + extra)):
+        expected, loss = weight @ scores.logsumexp(1), model.LogSumExp.apply(u, table, weight, more, cells)
+        torch.testing.assert_close(loss, expected)
+        for got, want in zip(torch.autograd.grad(3 * loss, (u, table)), torch.autograd.grad(3 * expected, (u, table))):
+            torch.testing.assert_close(got, want)
 
 
 def test_catalogue_loss_is_torchs_own():
     u, table, target = torch.randn(23, 8), torch.randn(V + 1, 8), torch.randint(1, V + 1, (23,))
-    expected = F.cross_entropy(u @ table[1:].T, target - 1)
-    torch.testing.assert_close(model.catalogue_loss(u, table, target, torch.full((23,), 1 / 23)), expected)
+    weight = torch.full((23,), 1 / 23)
+    torch.testing.assert_close(model.catalogue_loss(u, table, target, weight), F.cross_entropy(u @ table[1:].T, target - 1))
+    match, dense = matched(23)
+    torch.testing.assert_close(model.catalogue_loss(u, table, target, weight, match), F.cross_entropy((u @ table.T + dense)[:, 1:], target - 1))
+
+
+def matched(positions):
+    """Second term of equation (9) for positions with random personal intents: cells, and the same by a dense product [P, V+1]."""
+    strength, intents = torch.rand(positions, 3), torch.stack([torch.randperm(J + 1)[:3] for _ in range(positions)])
+    strength[intents == J] = 0  # the absent intent
+    r = torch.zeros(positions, J + 1).scatter_(1, intents, strength)
+    return build(match=0.7).match(strength, intents.int()), 0.7 * r[:, :J] @ torch.from_numpy(CODES).T
+
+
+def test_match_by_a_dense_product():
+    (position, item, value), dense = matched(40)
+    got = torch.zeros(40, V + 1).index_put_((position, item), value, accumulate=True)
+    torch.testing.assert_close(got, dense)
+    assert (position.diff() >= 0).all() and len(value) < 40 * V and dense.count_nonzero() > 100
+
+
+def test_scores_are_the_states_product_and_the_match(tiny_run):
+    """Equation (9) written out for every user: state times item, and what the item has of each personal intent."""
+    data = saerec.run_dataset(tiny_run)
+    library, net = model.load_library(tiny_run, data), model.load_model(tiny_run, "sae", data, model.load_library(tiny_run, data))
+    personal = model.personal_intents(data, library, net.settings)
+    scores = model.model_scores(net, data, personal, "test")(torch.arange(len(data.users)))
+    without = model.user_states(net, data, personal, "test") @ net.item_table().T.detach()
+    changed = 0
+    for user in range(len(data.users)):
+        strength, intents = (column[data.start[user + 1] - 2] for column in personal)  # of the last item before the one held out
+        for item in range(1, len(data.items)):
+            match = sum(r * library.code(item, j) for r, j in zip(strength.tolist(), intents.tolist()) if j < len(library.vectors))
+            assert scores[user, item].item() == pytest.approx(without[user, item].item() + net.settings.match * match, abs=1e-5)
+            changed += match > 0
+    assert changed > len(data.users)
 
 
 def test_sampled_loss_with_every_item_once_is_the_full_one():
     """Each of V items drawn once of one expected: the estimate is the sum itself, and its gradient too."""
     u, table, target = torch.randn(23, 8), torch.randn(V + 1, 8, requires_grad=True), torch.randint(1, V + 1, (23,))
     weight, negatives = torch.rand(23), torch.randperm(V) + 1
-    sampled = model.sampled_loss(u, table, target, weight, negatives, torch.zeros(V))
-    full = model.catalogue_loss(u, table, target, weight)
-    torch.testing.assert_close(sampled, full)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, table)[0] for loss in (sampled, full)))
+    for match in (None, matched(23)[0]):
+        sampled = model.sampled_loss(u, table, target, weight, negatives, torch.zeros(V), match)
+        full = model.catalogue_loss(u, table, target, weight, match)
+        torch.testing.assert_close(sampled, full)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, table)[0] for loss in (sampled, full)))
 
 
 def test_negatives_estimate_the_sum_over_the_catalogue_without_bias(tmp_path):
@@ -210,7 +250,7 @@ def test_a_batch_of_sampled_items_has_the_loss_of_the_whole_table(name, tmp_path
     """Only the items of a batch are embedded: with each item a negative once, loss and gradient are those of the full softmax."""
     data = saerec.load_dataset(write_dataset(tmp_path / "d"))
     net, items = build(**VARIANTS[name]), len(data.items) - 1
-    personal = model.activation_retrieval(data.start, data.flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)[1]
+    personal = model.activation_retrieval(data.start, data.flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)
     rows, flat = model.training_rows(data, 12), torch.from_numpy(data.flat).long()
     wanted, results = model.batches(rows, 40)[1], []
     every_item = lambda: (torch.randperm(items) + 1, torch.zeros(items))  # noqa: E731
@@ -278,7 +318,7 @@ def test_a_user_without_any_intent_gets_the_absent_one():
     strength, intent = model.activation_retrieval(start, flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)
     assert (intent == J).all() and (strength == 0).all()
     net = build()
-    items, intents, _, real = batch_of(net, start, flat, intent)
+    items, intents, _, real = batch_of(net, start, flat, (strength, intent))
     assert torch.isfinite(states(net, items, intents, real)).all()
 
 
@@ -322,7 +362,7 @@ def test_causality(name):
         changed[:, t + 1 :] = changed[:, t + 1 :] % V + 1
         changed = changed.flatten()
         idf = model.inverse_frequency(*FREQUENCY)
-        items, intents, _, real = batch_of(net, start, changed, model.activation_retrieval(start, changed, LIBRARY, idf, 3, 0.9)[1])
+        items, intents, _, real = batch_of(net, start, changed, model.activation_retrieval(start, changed, LIBRARY, idf, 3, 0.9))
         after = states(net, items, intents, real).view(3, 11, -1)
         torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], atol=1e-6, rtol=1e-5)
         assert (after[:, t + 1 :] - before[:, t + 1 :]).abs().max() > 1e-3
@@ -335,10 +375,10 @@ def test_padding_and_batch_mates_change_nothing(name):
     items, intents, _, real = batch_of(net, start, flat, personal)
     together = states(net, items, intents, real).split(real.sum(1).tolist())
     order = torch.tensor([2, 0, 3, 1])
-    shuffled = states(net, items[order], None if intents is None else intents[order], real[order]).split(real.sum(1)[order].tolist())
+    shuffled = states(net, items[order], None if intents is None else [column[order] for column in intents], real[order]).split(real.sum(1)[order].tolist())
     for user in range(4):
         n = int(real[user].sum())
-        mine = None if intents is None else intents[user : user + 1, :n]
+        mine = None if intents is None else [column[user : user + 1, :n] for column in intents]
         alone = states(net, items[user : user + 1, :n], mine, real[user : user + 1, :n])
         torch.testing.assert_close(together[user], alone, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(shuffled[order.tolist().index(user)], alone, atol=1e-5, rtol=1e-4)
@@ -372,12 +412,12 @@ def test_each_branch_changes_the_output_and_none_is_the_trunk():
     whole = build()
     items, intents, _, real = batch_of(whole, start, flat, personal)
     outputs = {}
-    for name, off in dict(whole=(), personal=("personal",), public=("public",), both=("personal", "public")).items():
-        settings = model.resolve(dataclasses.replace(BASE, **{branch: 0 for branch in off}))
+    for name, off in dict(whole={}, personal=dict(personal=0), public=dict(public=0), both=dict(personal=0, public=0)).items():
+        settings = model.resolve(dataclasses.replace(BASE, **off))
         net = model.Recommender(settings, V, LIBRARY, FREQUENCY).eval()
         missing = net.load_state_dict(whole.state_dict(), strict=False).missing_keys
         assert not missing
-        outputs[name] = states(net, items, intents if "personal" not in off else None, real)
+        outputs[name] = states(net, items, intents, real)
     for a, b in itertools.combinations(outputs.values(), 2):
         assert (a - b).abs().max() > 1e-3
     trunk = model.Recommender(model.resolve(dataclasses.replace(BASE, **VARIANTS["sasrec"])), V).eval()
@@ -407,7 +447,7 @@ def test_eight_users_overfit(tmp_path):
     """On 8 users the model learns by heart what each consumed next."""
     data = saerec.load_dataset(write_dataset(tmp_path / "d", users=8))
     net = build(width=32, dropout=0.0)
-    personal = model.activation_retrieval(data.start, data.flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)[1]
+    personal = model.activation_retrieval(data.start, data.flat, LIBRARY, model.inverse_frequency(*FREQUENCY), 3, 0.9)
     rows, flat = model.training_rows(data, 12), torch.from_numpy(data.flat).long()
     optimizer = torch.optim.Adam(net.train().parameters(), lr=0.01)
     everything = torch.arange(len(rows.length))
@@ -418,8 +458,11 @@ def test_eight_users_overfit(tmp_path):
         loss.backward()
         optimizer.step()
     assert terms["item"].item() < 0.1
-    u = states(net.eval(), items, personal[where], real)
-    assert (u @ net.item_table().T)[:, 1:].argmax(1).add(1).eq(flat[where + 1][real]).float().mean() == 1
+    chosen = [column[where] for column in personal]
+    scores = states(net.eval(), items, chosen, real) @ net.item_table().T
+    position, item, value = net.match(*(column[real] for column in chosen))
+    scores = scores.index_put((position, item), value, accumulate=True)
+    assert scores[:, 1:].argmax(1).add(1).eq(flat[where + 1][real]).float().mean() == 1
 
 
 def test_save_and_load_give_the_same_scores(tiny_run):
@@ -452,9 +495,15 @@ def test_moving_averages_are_saved(tmp_path, tiny_data, tiny_run):
         ("--paper --no-residual", ["--residual", "changes nothing", "--paper"]),
         ("--paper --retrieval similarity", ["--retrieval", "changes nothing", "--paper"]),
         ("--df-decay 0.5", ["--df-decay", "--retrieval activation"]),
-        ("--retrieval similarity --decay 0.5", ["--decay", "--retrieval similarity"]),
-        ("--personal 0 --decay 0.5", ["--decay", "--personal 0"]),
+        ("--retrieval similarity --match 0 --decay 0.5", ["--decay", "--retrieval similarity --personal 5 --match 0"]),
+        ("--personal 0 --match 0 --decay 0.5", ["--decay", "--personal 0 --match 0"]),
+        ("--personal 0 --retrieval trunk", ["--retrieval", "--personal 0"]),
         ("--personal 0 --public 0 --fusion sum", ["--fusion", "changes nothing"]),
+        ("--paper --match 1", ["--match", "changes nothing", "--paper"]),
+        ("--intents none --match 1", ["--match", "changes nothing", "--intents none"]),
+        ("--match -1", ["--match", "at least 0"]),
+        ("--match 0 --matched 3", ["--matched", "changes nothing", "--match 0"]),
+        ("--paper --matched 3", ["--matched", "changes nothing"]),
         ("--intents none --trunk gru --heads 1", ["--heads", "--trunk gru"]),
         ("--personal 99", ["--personal 99", "more than the", "intents"]),
         ("--public 99", ["--public 99", "more than the", "intents"]),
@@ -501,7 +550,7 @@ def test_histories_too_short_to_train_on(fails, tmp_path):
 
 # A setting that changes nothing is a bug: each of these must change the trained model.
 @pytest.mark.parametrize("flags", ["--intents none", "--paper", "--retrieval similarity", "--retrieval similarity --df-decay 0.5", "--retrieval trunk",
-                                   "--fusion sum", "--fusion concat", "--trunk gru", "--intents text", "--intents random", "--intents shuffled",
+                                   "--fusion sum", "--fusion concat", "--match 0", "--match 1", "--matched 1", "--trunk gru", "--intents text", "--intents random", "--intents shuffled",
                                    "--intents kmeans", "--intents pca", "--intents dense", "--personal 2",
                                    "--personal 0", "--public 2", "--public 0", "--decay 0.1", "--no-grounded", "--no-residual", "--next-intent 1", "--width 12",
                                    "--layers 1", "--heads 1", "--dropout 0.1", "--history 3", "--epochs 1", "--batch 9", "--negatives 8", "--lr 0.01", "--seed 4",

@@ -43,11 +43,12 @@ def test_scores_are_the_models_and_split_exactly(ask, tiny_run):
     for one, item in zip(got["recommendations"], best):
         assert one["score"] == pytest.approx(scores[item].item(), abs=1e-5)
         assert one["id_part"] + sum(t["value"] for t in one["terms"]) + one["rest"] == pytest.approx(one["score"], abs=1e-6)
-        number, value = model.intent_terms(net, model.user_states(net, data, personal, "test")[user], item)
+        own = [column[data.start[user + 1] - 2] for column in personal]
+        number, value = model.intent_terms(net, model.user_states(net, data, personal, "test")[user], item, own)
         assert {t["intent"] for t in one["terms"]} <= set(number.tolist()) and one["rank"] == one["rank_before"]
     strength, intent = (column[data.start[user + 1] - 2] for column in personal)  # of the last item that is known
-    assert [p["intent"] for p in got["personal"]] == intent.tolist()
-    assert [p["strength"] for p in got["personal"]] == pytest.approx(strength.tolist(), rel=1e-5)
+    assert [p["intent"] for p in got["personal"]] == intent[: net.settings.personal].tolist()
+    assert [p["strength"] for p in got["personal"]] == pytest.approx(strength[: net.settings.personal].tolist(), rel=1e-5)
     for one in got["personal"]:  # what evokes an intent carries it
         for title in one["evoked_by"]:
             assert library.code(data.titles.index(title), one["intent"]) > 0
@@ -62,11 +63,18 @@ def test_a_user_a_history_and_titles_ask_the_same(ask, tiny_run):
     assert not {one["item"] for one in by_user["recommendations"]} & {one["item"] for one in by_user["history"]}
 
 
-@pytest.mark.parametrize("flags", ["--paper", "--retrieval trunk", "--personal 0", "--public 0"])
+@pytest.mark.parametrize("flags", ["--paper", "--retrieval trunk", "--retrieval similarity", "--personal 0", "--public 0", "--match 0",
+                                   "--no-grounded"])  # fmt: skip
 def test_other_models_explain_what_they_can(tmp_path, tiny_data, tiny_run, ask, flags):
     run = make_run(tiny_data, copy_run(tiny_run, tmp_path / "run"), model=flags, stages="model")
     got = ask("--user", "u3", run=run)
     assert bool(got["personal"]) <= (flags != "--personal 0") and bool(got["public"]) == (flags != "--public 0")
+    data = saerec.run_dataset(run)
+    library = model.load_library(run, data)
+    net, user = model.load_model(run, "sae", data, library), data.users.index("u3")
+    asked = model.explain(net, data, library, sae.read_intents(run), data.history(user, "test"), 5)["recommendations"]
+    scores = model.model_scores(net, data, model.personal_intents(data, library, net.settings), "test")(torch.tensor([user]))[0]
+    assert [one["score"] for one in asked] == pytest.approx([scores[data.items.index(one["item"])].item() for one in asked], abs=1e-5)
     for one in got["recommendations"]:
         assert one["id_part"] + sum(t["value"] for t in one["terms"]) + one["rest"] == pytest.approx(one["score"], abs=1e-6)
         assert bool(one["terms"]) <= (flags != "--paper")

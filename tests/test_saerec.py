@@ -125,10 +125,10 @@ def test_changing_held_out_items_changes_no_training_batch_and_no_statistic(tmp_
         batch = []
         for data, rows in ((a, rows_a), (b, rows_b)):
             flat = torch.from_numpy(data.flat).long()
-            personal = model.activation_retrieval(data.start, data.flat, library, idf, 2, 0.9)[1]
+            personal = model.activation_retrieval(data.start, data.flat, library, idf, 2, 0.9)
             sampler = model.negative_sampler(data, 10, saerec.generator(0, "y"))
             batch.append(model.make_batch(rows, chosen, flat, personal, sampler))
-        assert len(batch[0]) == 8 and all(torch.equal(x, y) for x, y in zip(*batch))
+        assert len(batch[0]) == 9 and all(torch.equal(x, y) for x, y in zip(*batch))
 
 
 def test_metrics_by_hand():
