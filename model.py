@@ -27,7 +27,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import itertools
 import json
 import math
 import re
@@ -336,15 +335,19 @@ class Recommender(torch.nn.Module):
             return table
         return table + self.mix("codes", self.intent_parts(), ids)
 
-    def match(self, strength, intents):
-        """Second term of equation (9), m sum_j r_j code_vj, as the cells of scores [P, V+1] that it changes.
+    def match(self, strength, intents, ids=None):
+        """Second term of equation (9), m sum_j r_j code_vj, for all items -> [P, V+1], or for ids int64 [U] -> [P, U].
 
-        strength float32, intents int, both [P, n], from `activation_retrieval` -> (position int64, item int64, value float32), all
-        [cells], in the order of positions. An item that carries several of a position's intents has a cell for each.
+        strength float32, intents int, both [P, n], from `activation_retrieval`: the r_j that are not 0.
         """
-        cells, pair = csr_cells(self.codes3, intents.flatten().long())  # the items of an intent: rows of the transposed codes
-        value = self.settings.match * strength.flatten()[pair] * self.codes5[cells]
-        return pair // intents.shape[1], self.codes4[cells].long(), value
+        r = strength.new_zeros(len(self.vectors), len(strength)).scatter_(0, intents.long().T, self.settings.match * strength.T)
+        return self.mix("codes", r, ids).T
+
+    def match_one(self, strength, intents, item):
+        """The same for one item a position, int64 [P] -> [P]."""
+        cells, position = csr_cells(self.codes0, item)
+        r = (strength[position] * (intents[position] == self.codes1[cells, None])).sum(1)
+        return strength.new_zeros(len(item)).index_add_(0, position, self.settings.match * r * self.codes2[cells])
 
     def retrieve(self, h, z):
         """Personal intents by similarity, equation (5): tf is the rectified cosine of h [P, D] and z [J+1, D].
@@ -424,22 +427,22 @@ class LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, u, table, weight, extra=None, cells=None):
-        """u [P, D], table [V, D], weight [P]; extra: constants as (position, item, value), positions in order; cells: most scores
-        at a time -> scalar."""
+        """u [P, D], table [V, D], weight [P]; extra: a function of a slice of positions, constants [rows, V]; cells: most scores at
+        a time -> scalar."""
         cells = cells or (2**21 if u.device.type == "cpu" else 2**27)
         loss, du, dtable = u.new_zeros(()), torch.empty_like(u), torch.zeros_like(table)
         rows = max(min(cells // len(table), len(u)), 1)
         room = u.new_empty(2, rows, len(table))  # used again by every chunk: fresh memory costs as much as the arithmetic
-        chunks = zip(u.split(rows), du.split(rows), weight.split(rows), split_cells(extra, rows, len(u)))
-        for part, grad, w, more in chunks:
+        for begin in range(0, len(u), rows):
+            at = slice(begin, begin + rows)
+            part, w = u[at], weight[at]
             scores = torch.mm(part, table.T, out=room[0, : len(part)])  # (rows, V)
-            if more is not None:
-                position, item, value = more
-                scores.view(-1).index_add_(0, position * len(table) + item, value)
+            if extra is not None:
+                scores += extra(at)
             log_share = torch.log_softmax(scores, 1, out=room[1, : len(part)])
             loss += w @ (scores[:, 0] - log_share[:, 0])
             share = log_share.exp_()
-            torch.mm(share, table, out=grad)
+            torch.mm(share, table, out=du[at])
             dtable.addmm_(share.T, part * w[:, None])
         ctx.save_for_backward(du * weight[:, None], dtable)
         return loss
@@ -450,46 +453,26 @@ class LogSumExp(torch.autograd.Function):
         return grad * du, grad * dtable, None, None, None
 
 
-def split_cells(cells, rows, P):
-    """Cells (position, item, value) of a matrix of P rows -> one such triple for every `rows` of it, positions counted from its first."""
-    if cells is None:
-        return itertools.repeat(None)
-    ends = torch.searchsorted(cells[0], torch.arange(rows, P + rows, rows, device=cells[0].device)).tolist()
-    parts = (slice(begin, end) for begin, end in zip([0, *ends], ends))
-    return [(cells[0][part] - rows * n, cells[1][part], cells[2][part]) for n, part in enumerate(parts)]
-
-
-def target_scores(u, table, target, match):
-    """Equation (9) of one item a position -> [P]. match: cells of the second term, items being rows of table, or None."""
-    scores = (u * F.embedding(target, table)).sum(1)
-    if match is None:
-        return scores
-    position, item, value = match
-    return scores.index_add(0, position, value * (item == target[position]))
-
-
 def catalogue_loss(u, table, target, weight, match=None):
     """First term of equation (10), over all real items: u [P, D], table [V+1, D], target int64 [P], weight [P] -> scalar.
 
-    match: what `Recommender.match` gives, or None.
+    match: the scores' second term, for the targets [P] and as a function of a slice of positions [rows, V+1]; None if there is none.
     """
-    extra = None if match is None else (match[0], match[1] - 1, match[2])  # without the padding item
-    return LogSumExp.apply(u, table[1:], weight, extra) - weight @ target_scores(u, table, target, match)
+    own, others = (0, None) if match is None else (match[0], lambda at: match[1](at)[:, 1:])
+    return LogSumExp.apply(u, table[1:], weight, others) - weight @ ((u * F.embedding(target, table)).sum(1) + own)
 
 
-def sampled_loss(u, table, target, weight, negatives, log_count, match=None):
+def sampled_loss(u, table, target, weight, negatives, log_count, match=(0, 0)):
     """The same with the sum over the catalogue estimated from N items drawn for the whole batch (Bengio & Senecal 2008).
 
     negatives: rows of table, int64 [N]; log_count: float [N], log of how often each was expected among the N. Taking it from
-    the score makes the estimated sum unbiased. A negative that is a position's target is not counted for it.
+    the score makes the estimated sum unbiased. A negative that is a position's target is not counted for it. match: the scores'
+    second term for the targets [P] and the negatives [P, N].
     """
-    positive = target_scores(u, table, target, match)[:, None]  # (P, 1)
-    scores = u @ F.embedding(negatives, table).T - log_count  # (P, N)
-    if match is not None:
-        position, item, value = match
-        scores = scores + u.new_zeros(len(u), len(table)).index_put_((position, item), value, accumulate=True)[:, negatives]
+    positive = (u * F.embedding(target, table)).sum(1) + match[0]  # (P,)
+    scores = u @ F.embedding(negatives, table).T + match[1] - log_count  # (P, N)
     scores = scores.masked_fill(negatives == target[:, None], -torch.inf)
-    return weight @ (torch.cat([positive, scores], 1).logsumexp(1) - positive[:, 0])
+    return weight @ (torch.cat([positive[:, None], scores], 1).logsumexp(1) - positive)
 
 
 def next_intent_loss(model, u, target, weight, ids=None):
@@ -705,8 +688,7 @@ def model_scores(model, data, personal, part):
         if personal is None or not model.settings.match:
             return scores
         last = (rows.begin + rows.length)[users] - 1
-        position, item, value = model.match(*(column[last].to(device) for column in personal))
-        return scores.index_put_((position, item), value, accumulate=True)
+        return scores + model.match(*(column[last].to(device) for column in personal))
 
     return score
 
@@ -720,15 +702,18 @@ def batch_loss(model, batch):
     with torch.autocast(table.device.type, torch.bfloat16, enabled=table.is_cuda):
         u = model(batch.items, batch.real, batch.personal, table)  # (P, D)
     u = u.float()
-    match = model.match(batch.strength, batch.personal) if batch.personal is not None and model.settings.match else None
+    arguments = {}
+    if batch.personal is not None and model.settings.match:
+        r = batch.strength, batch.personal
+        own = model.match_one(*r, batch.target if batch.ids is None else batch.ids[batch.target])
+        if batch.negatives is None:
+            arguments["match"] = own, lambda at: model.match(*(column[at] for column in r))
+        else:
+            arguments["match"] = own, model.match(*r, batch.ids[batch.negatives])
     if batch.negatives is None:
-        terms = {"item": catalogue_loss(u, table, batch.target, batch.weight, match)}
+        terms = {"item": catalogue_loss(u, table, batch.target, batch.weight, **arguments)}
     else:
-        if match is not None:
-            row = torch.full((len(model.item.weight),), -1, device=u.device).index_put_((batch.ids,), torch.arange(len(batch.ids), device=u.device))
-            there = row[match[1]] >= 0
-            match = match[0][there], row[match[1][there]], match[2][there]
-        terms = {"item": sampled_loss(u, table, batch.target, batch.weight, batch.negatives, batch.log_count, match)}
+        terms = {"item": sampled_loss(u, table, batch.target, batch.weight, batch.negatives, batch.log_count, **arguments)}
     loss = terms["item"]
     if model.has_intents and model.settings.next_intent:
         terms["intent"] = next_intent_loss(model, u, batch.target, batch.weight, batch.ids)
@@ -944,8 +929,7 @@ def explain(model, data, library, rows, history, top, steering=None, blocked=(),
     u = model(items.to(device), last, None if personal is None else personal[1], table)
     own, matched = u @ table.T, personal if s.match else None  # (1, V+1)
     if matched is not None:
-        position, item, value = model.match(*matched)
-        own = own.index_put((position, item), value, accumulate=True)
+        own = own + model.match(*matched)
     if len(model.personal) and s.retrieval != "activation":  # those that the branch attends to are shown
         h = model.embed(items.to(device), table)
         for block in model.trunk if s.retrieval == "trunk" else ():

@@ -59,7 +59,7 @@ def test_score_is_the_id_part_and_its_intent_terms(tiny_run):
     u, table, J = torch.randn(8), net.item_table().detach(), len(net.df)
     for strength, chosen in (([], []), ([2.0, 1.0, 0.0], [J - 1, 0, J])):
         personal = torch.tensor(strength), torch.tensor(chosen, dtype=torch.int32)
-        scores = (u @ table.T).index_put_(net.match(*(p[None] for p in personal))[1:2], net.match(*(p[None] for p in personal))[2], accumulate=True)
+        scores = u @ table.T + net.match(*(column[None] for column in personal))[0]
         for item in range(1, len(data.items)):
             intents, terms = model.intent_terms(net, u, item, personal)
             assert len(intents) == len(set(intents.tolist())) and terms.tolist() == sorted(terms.tolist(), reverse=True)

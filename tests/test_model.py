@@ -169,9 +169,8 @@ def test_next_intent_loss_by_equation():
 @pytest.mark.parametrize("cells", [1, 100, 10**6])
 def test_fused_logsumexp_is_torchs_own(cells):
     u, table, weight = torch.randn(23, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True), torch.rand(23)
-    position, item = torch.randint(23, (90,)).sort().values, torch.randint(V, (90,))  # some cells twice
-    extra = torch.zeros(23, V).index_put_((position, item), values := torch.randn(90), accumulate=True)
-    for more, scores in ((None, u @ table.T), ((position, item, values), u @ table.T + extra)):
+    extra = torch.randn(23, V)
+    for more, scores in ((None, u @ table.T), (lambda at: extra[at], u @ table.T + extra)):
         expected, loss = weight @ scores.logsumexp(1), model.LogSumExp.apply(u, table, weight, more, cells)
         torch.testing.assert_close(loss, expected)
         for got, want in zip(torch.autograd.grad(3 * loss, (u, table)), torch.autograd.grad(3 * expected, (u, table))):
@@ -182,23 +181,22 @@ def test_catalogue_loss_is_torchs_own():
     u, table, target = torch.randn(23, 8), torch.randn(V + 1, 8), torch.randint(1, V + 1, (23,))
     weight = torch.full((23,), 1 / 23)
     torch.testing.assert_close(model.catalogue_loss(u, table, target, weight), F.cross_entropy(u @ table[1:].T, target - 1))
-    match, dense = matched(23)
+    dense = torch.randn(23, V + 1)
+    match = dense[torch.arange(23), target], lambda at: dense[at]
     torch.testing.assert_close(model.catalogue_loss(u, table, target, weight, match), F.cross_entropy((u @ table.T + dense)[:, 1:], target - 1))
 
 
-def matched(positions):
-    """Second term of equation (9) for positions with random personal intents: cells, and the same by a dense product [P, V+1]."""
-    strength, intents = torch.rand(positions, 3), torch.stack([torch.randperm(J + 1)[:3] for _ in range(positions)])
-    strength[intents == J] = 0  # the absent intent
-    r = torch.zeros(positions, J + 1).scatter_(1, intents, strength)
-    return build(match=0.7).match(strength, intents.int()), 0.7 * r[:, :J] @ torch.from_numpy(CODES).T
-
-
 def test_match_by_a_dense_product():
-    (position, item, value), dense = matched(40)
-    got = torch.zeros(40, V + 1).index_put_((position, item), value, accumulate=True)
-    torch.testing.assert_close(got, dense)
-    assert (position.diff() >= 0).all() and len(value) < 40 * V and dense.count_nonzero() > 100
+    """Second term of equation (9): r, as a dense matrix, times the codes; for all items, for some, and for one a position."""
+    net = build(match=0.7)
+    strength, intents = torch.rand(40, 3), torch.stack([torch.randperm(J + 1)[:3] for _ in range(40)]).int()
+    strength[intents == J] = 0  # the absent intent
+    r = torch.zeros(40, J + 1).scatter_(1, intents.long(), strength)
+    expected = 0.7 * r[:, :J] @ torch.from_numpy(CODES).T  # (P, V+1)
+    ids, item = torch.tensor([7, 0, 5, 2, 7]), torch.randint(1, V + 1, (40,))
+    torch.testing.assert_close(net.match(strength, intents), expected)
+    torch.testing.assert_close(net.match(strength, intents, ids), expected[:, ids])
+    torch.testing.assert_close(net.match_one(strength, intents, item), expected[torch.arange(40), item])
 
 
 def test_scores_are_the_states_product_and_the_match(tiny_run):
@@ -222,9 +220,11 @@ def test_sampled_loss_with_every_item_once_is_the_full_one():
     """Each of V items drawn once of one expected: the estimate is the sum itself, and its gradient too."""
     u, table, target = torch.randn(23, 8), torch.randn(V + 1, 8, requires_grad=True), torch.randint(1, V + 1, (23,))
     weight, negatives = torch.rand(23), torch.randperm(V) + 1
-    for match in (None, matched(23)[0]):
-        sampled = model.sampled_loss(u, table, target, weight, negatives, torch.zeros(V), match)
-        full = model.catalogue_loss(u, table, target, weight, match)
+    dense = torch.randn(23, V + 1)
+    for extra in (0 * dense, dense):
+        own = extra[torch.arange(23), target]
+        sampled = model.sampled_loss(u, table, target, weight, negatives, torch.zeros(V), (own, extra[:, negatives]))
+        full = model.catalogue_loss(u, table, target, weight, (own, lambda at: extra[at]))  # noqa: B023
         torch.testing.assert_close(sampled, full)
         torch.testing.assert_close(*(torch.autograd.grad(loss, table)[0] for loss in (sampled, full)))
 
@@ -460,8 +460,7 @@ def test_eight_users_overfit(tmp_path):
     assert terms["item"].item() < 0.1
     chosen = [column[where] for column in personal]
     scores = states(net.eval(), items, chosen, real) @ net.item_table().T
-    position, item, value = net.match(*(column[real] for column in chosen))
-    scores = scores.index_put((position, item), value, accumulate=True)
+    scores = scores + net.match(*(column[real] for column in chosen))
     assert scores[:, 1:].argmax(1).add(1).eq(flat[where + 1][real]).float().mean() == 1
 
 
