@@ -702,18 +702,15 @@ def batch_loss(model, batch):
     with torch.autocast(table.device.type, torch.bfloat16, enabled=table.is_cuda):
         u = model(batch.items, batch.real, batch.personal, table)  # (P, D)
     u = u.float()
-    arguments = {}
+    match = None
     if batch.personal is not None and model.settings.match:
-        r = batch.strength, batch.personal
-        own = model.match_one(*r, batch.target if batch.ids is None else batch.ids[batch.target])
-        if batch.negatives is None:
-            arguments["match"] = own, lambda at: model.match(*(column[at] for column in r))
-        else:
-            arguments["match"] = own, model.match(*r, batch.ids[batch.negatives])
+        r, target = (batch.strength, batch.personal), batch.target if batch.ids is None else batch.ids[batch.target]
+        some = (lambda at: model.match(*(column[at] for column in r))) if batch.ids is None else model.match(*r, batch.ids[batch.negatives])
+        match = model.match_one(*r, target), some
     if batch.negatives is None:
-        terms = {"item": catalogue_loss(u, table, batch.target, batch.weight, **arguments)}
+        terms = {"item": catalogue_loss(u, table, batch.target, batch.weight, match)}
     else:
-        terms = {"item": sampled_loss(u, table, batch.target, batch.weight, batch.negatives, batch.log_count, **arguments)}
+        terms = {"item": sampled_loss(u, table, batch.target, batch.weight, batch.negatives, batch.log_count, match or (0, 0))}
     loss = terms["item"]
     if model.has_intents and model.settings.next_intent:
         terms["intent"] = next_intent_loss(model, u, batch.target, batch.weight, batch.ids)
@@ -960,7 +957,7 @@ def explain(model, data, library, rows, history, top, steering=None, blocked=(),
             terms=[dict(intent=j, label=rows[j]["label"], value=v) for j, v in shown], rank_before=rank_before[item], steered=float(after[item]),
         ))  # fmt: skip
     unsteered = before.sort(descending=True).values[: len(listed)]
-    public = model.public_intents().tolist() if len(model.public) else []
+    public = model.public_intents().tolist() if s.public else []
     return dict(
         history=[dict(item=data.items[v], title=data.titles[v]) for v in history.tolist()],
         personal=[dict(intent=j, label=rows[j]["label"], strength=w, evoked_by=evoked_by(j))
