@@ -783,12 +783,15 @@ def load_model(folder, intents, data, library):
     made_by = f"model.py --run {folder}" + " --intents none" * (intents == "none")
     path = folder / file_names(intents)[0]
     tensors, meta = load_artifact(path, made_by, data)
+    stale = UserError(f"{path} does not fit this version of model.py: make it again with `{made_by}`")
+    if meta["settings"].keys() != {field.name for field in dataclasses.fields(ModelSettings)}:
+        raise stale  # a setting that the model was not trained with would change its scores
     frequency = None if library is None else intent_frequency(data, library)
     model = Recommender(ModelSettings(**meta["settings"]), len(data.items) - 1, library, frequency)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit this version of model.py: make it again with `{made_by}`") from error
+        raise stale from error
     return model.eval()
 
 

@@ -477,6 +477,16 @@ def test_save_and_load_give_the_same_scores(tiny_run):
     assert all(torch.equal(stored[name], value) for name, value in net.state_dict().items())
 
 
+def test_models_of_another_version_are_refused(fails, tmp_path, tiny_run):
+    """A model trained before a setting existed, or with other parameters."""
+    tensors, meta = saerec.load_artifact(tiny_run / "model.safetensors", "")
+    older = meta | {"settings": {name: value for name, value in meta["settings"].items() if name != "match"}}
+    for changed in ((tensors, older), ({name: t for name, t in tensors.items() if name != "residual"}, meta)):
+        run = copy_run(tiny_run, tmp_path / f"run{len(changed[0])}")
+        saerec.write_artifact(run / "model.safetensors", *changed)
+        fails(model.main, ["recommend", "--run", run, "--user", "u3"], "model.safetensors does not fit this version", "model.py --run")
+
+
 def test_moving_averages_are_saved(tmp_path, tiny_data, tiny_run):
     run = copy_run(tiny_run, tmp_path / "run")
     make_run(tiny_data, run, model="--paper", stages="model")
