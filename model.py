@@ -107,6 +107,7 @@ def resolve(settings):
 
 
 def has_branches(settings):
+    """Whether a model has a personal or a public branch beside its trunk -> bool."""
     return settings.intents != "none" and settings.personal + settings.public > 0
 
 
@@ -834,8 +835,8 @@ class RecommendSettings:
 def intent_terms(model, u, item, personal=None):
     """The intent terms of a score, largest first -> (intent int64 [n], value float32 [n]); the id's part is the rest.
 
-    u: [D], item: 1..V; personal: (strength [n], intent [n]) of the user. By equations (1) and (9) the score is <u, e_v> plus a term
-    code_vj (<u, P d_j + p_j> + m r_j) an intent; r_j is 0 where j is not personal.
+    u: [D], item: 1..V; personal: (strength [n], intent [n]) of the user's history. By equations (1) and (9) the score is <u, e_v> plus a term
+    code_vj (<u, P d_j + p_j> + m r_j) an intent; r_j is 0 where j is not among them.
     """
     cells = slice(int(model.codes0[item]), int(model.codes0[item + 1]))
     intents, share = model.codes1[cells].long(), torch.zeros(len(model.vectors), device=u.device)
