@@ -12,6 +12,7 @@ Metrics are shared with training, which needs them to choose its epoch: `target_
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -25,8 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import (Library, ModelSettings, explain, intent_shift, intent_terms, load_library, load_model, model_scores, personal_intents,
-                   rank_users, resolve, steer, train_model, user_states)  # fmt: skip
+from model import (Library, ModelSettings, evaluation_rows, explain, gather, intent_frequency, intent_shift, intent_terms, inverse_frequency,
+                   load_library, load_model, model_scores, personal_intents, rank_users, resolve, steer, train_model, transpose, user_states,
+                   weighted_bags)  # fmt: skip
 from sae import (SaeSettings, build_library, describe_library, encode_all, held_out_texts, judged_intents, load_embeddings, load_sae,
                  read_intents, rival, standardized_texts, train_sae)  # fmt: skip
 from saerec import (HERE, UserError, common_settings, generator, load_artifact, parse, pick_device, ranking_metrics, run, run_dataset,
@@ -122,6 +124,7 @@ CONFIGURATIONS = {  # of the ablation: changes to model.py's settings, and to sa
     "no match": dict(match=0.0),
     "no branches": dict(personal=0, public=0),
     "neither match nor branches": dict(match=0.0, personal=0, public=0),
+    "match alone": dict(personal=0, public=0, grounded=False, next_intent=0.0),
     "personal branch only": dict(public=0),
     "public branch only": dict(personal=0),
     "fusion by sum": dict(fusion="sum"),
@@ -172,6 +175,58 @@ def bpr_ranks(data, settings, factors=64, epochs=100, patience=10, batch=1024):
         if epoch - best[2] >= patience:
             break
     return rank_users(best[1], data, "test"), sum(t.numel() for t in (*tables, bias)), best[0]
+
+
+def likeness(data, folder, kind):
+    """How alike items are by the users, texts or intents they share -> a function that mixes it: [V+1, B] -> [V+1, B]."""
+    items = torch.from_numpy(data.training_items())
+    library = load_library(folder, data, "text" if kind == "texts" else "sae")
+    if kind == "texts":
+        x = torch.zeros(len(data.items), library.vectors.shape[1])
+        x[library.indptr.diff() > 0] = F.normalize(library.vectors, dim=1)
+        return lambda weight: x @ (x.T @ weight)
+    if kind == "users":  # cosine of the items' columns in the matrix of training interactions
+        held_in = torch.from_numpy(np.diff(data.start) - 2)
+        count = torch.bincount(items, minlength=len(data.items))
+        csr = transpose(F.pad(held_in.cumsum(0), (1, 0)), items, count[items].float().rsqrt(), len(data.items))
+    else:  # as in the match
+        idf = inverse_frequency(*intent_frequency(data, library))
+        csr = library.indptr, library.indices, library.values * idf[library.indices].sqrt()
+    back = transpose(*csr, len(data.users) if kind == "users" else len(library.vectors))
+    return lambda weight: weighted_bags(weighted_bags(weight, *back), *csr)
+
+
+def neighbour_ranks(data, settings, kind, beside=False):
+    """Baseline that isn't trained (Dacrema et al. 2019): items like those of the history, alone or beside a trained SASRec's scores.
+
+    s_v = sum_t decay^age_t <x_t, x_v>, where `likeness` gives the products; the decay, and the weight beside SASRec in standard
+    deviations of its scores, are chosen on validation.
+    """
+    alike, flat = likeness(data, Path(settings.run), kind), torch.from_numpy(data.flat).long()
+    model = train_model(data, None, dataclasses.replace(settings, intents="none"))[0] if beside else None
+    own = {part: model_scores(model, data, None, part) for part in ("valid", "test")} if beside else None
+
+    def scores(part, decay, weight):
+        rows = evaluation_rows(data, part, settings.history)
+
+        def score(users):
+            _, items, real = gather(rows, users, flat)  # (B, T)
+            recent = decay ** (rows.length[users][:, None] - 1 - torch.arange(items.shape[1])) * real
+            near = alike(torch.zeros(len(data.items), len(users)).scatter_add_(0, items.T, recent.T)).T  # (B, V+1)
+            return steer(own[part](users), weight * near / near[:, 1:].std(1, keepdim=True).clamp_min(1e-12)) if beside else near
+
+        return score
+
+    grid = itertools.product((1.0, 0.9, 0.7, 0.5), (0.1, 0.25, 0.5, 1.0) if beside else (1.0,))
+    valid, chosen = max((ranking_metrics(rank_users(scores("valid", *one), data, "valid"))["NDCG@10"], one) for one in grid)
+    print(f"chosen on validation: decay, weight {chosen}")
+    return rank_users(scores("test", *chosen), data, "test"), sum(p.numel() for p in model.parameters()) if beside else 0, valid
+
+
+BASELINES = {"popularity": popularity_ranks, "BPR-MF": bpr_ranks}
+for _kind in ("users", "texts", "intents"):
+    BASELINES[f"item kNN by {_kind}"] = functools.partial(neighbour_ranks, kind=_kind)
+    BASELINES[f"SASRec + item kNN by {_kind}"] = functools.partial(neighbour_ranks, kind=_kind, beside=True)
 
 
 def train_variant(folder, data, changes, seed):
@@ -231,7 +286,7 @@ def user_groups(data):
 def ablate(settings):
     """Train every configuration with every seed, resuming where an earlier run stopped, and say what the numbers say."""
     folder, data = Path(settings.run), run_dataset(settings.run)
-    known = {"popularity": popularity_ranks, "BPR-MF": bpr_ranks} | CONFIGURATIONS
+    known = CONFIGURATIONS | BASELINES
     names = [name.strip() for name in settings.only.split(",")] if settings.only else list(known)
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--only: there is no configuration {unknown[0]!r}; choose among {', '.join(known)}")

@@ -120,6 +120,58 @@ def test_bpr_beats_popularity_where_users_keep_to_a_topic(tmp_path):
     assert bpr > popular + 0.2, (bpr, popular)
 
 
+@pytest.fixture
+def ranked(monkeypatch):
+    """What eval.py ranks: (part, scores of all users, ranks) of each call."""
+    calls = []
+
+    def note(score, data, part):
+        ranks = model.rank_users(score, data, part)
+        calls.append((part, score(torch.arange(len(data.users))), ranks))
+        return ranks
+
+    monkeypatch.setattr(eval, "rank_users", note)
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["users", "texts", "intents"])
+def test_item_knn_by_brute_force(tiny, ranked, kind):
+    """Each pair of items on its own, each user's score as a sum over the history; the best decay on validation is scored on test."""
+    data, run, library = tiny
+    items, users, texts, x = len(data.items), len(data.users), torch.from_numpy(data.text_item), sae.standardized_texts(run, data)
+    if kind == "users":
+        bought = np.array([np.bincount(data.history(user, "valid"), minlength=items) for user in range(users)])
+        parts = bought / np.sqrt(bought.sum(0)).clip(1)
+    elif kind == "texts":
+        parts = np.stack([F.normalize(x[texts == item].sum(0), dim=0) for item in range(items)], 1)
+    else:
+        parts = (dense_codes(library) * model.inverse_frequency(*model.intent_frequency(data, library)).sqrt()).numpy().T
+    ranks, parameters, valid = eval.neighbour_ranks(data, model.ModelSettings(run=str(run)), kind)
+    *tried, (part, score, last) = ranked
+    decays, reached = (1.0, 0.9, 0.7, 0.5), [saerec.ranking_metrics(one)["NDCG@10"] for _, _, one in tried]
+    chosen = max(range(4), key=lambda at: (reached[at], decays[at]))
+    assert parameters == 0 and valid == max(reached) and part == "test" and ranks is last
+    for part, score, decay in [*((part, score, decay) for (part, score, _), decay in zip(tried, decays)), (part, score, decays[chosen])]:
+        for user in range(users):
+            expected = sum(decay**age * parts[:, item] @ parts for age, item in enumerate(data.history(user, part)[::-1]))
+            np.testing.assert_allclose(score[user].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_item_knn_beside_sasrec_adds_to_its_scores(tiny, ranked):
+    data, run, _ = tiny
+    settings = model.ModelSettings(run=str(run), epochs=1, width=8, device="cpu")
+    net, users = model.train_model(data, None, model.ModelSettings(intents="none", epochs=1, width=8, device="cpu"))[0], torch.arange(len(data.users))
+    eval.neighbour_ranks(data, settings, "users")
+    alone = [score for part, score, _ in ranked if part == "valid"]
+    ranked.clear()
+    assert eval.neighbour_ranks(data, settings, "users", beside=True)[1] == sum(p.numel() for p in net.parameters())
+    assert [part for part, _, _ in ranked] == ["valid"] * 16 + ["test"]
+    own = model.model_scores(net, data, None, "valid")(users)
+    for (_, both, _), (near, weight) in zip(ranked, itertools.product(alone, (0.1, 0.25, 0.5, 1.0))):
+        expected = own + weight * near * own[:, 1:].std(1, keepdim=True) / near[:, 1:].std(1, keepdim=True)
+        torch.testing.assert_close(both, expected)
+
+
 def test_ablation_resumes_and_its_numbers_are_those_of_the_ranks(tmp_path, tiny_run, capsys, monkeypatch):
     run, out = copy_run(tiny_run, tmp_path / "run"), tmp_path / "ablation.json"
     command = ["ablate", "--run", str(run), "--seeds", "2", "--out", str(out), *FLAGS, "--only"]
