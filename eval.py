@@ -1,8 +1,12 @@
-"""What a run is worth: full ranking of popularity, SASRec and SAERec on the test items, and its intents in words.
+"""What a run is worth: full ranking of the test items, baselines, ablations, interpretability, and the report.
 
-    python eval.py --run runs/ml-100k
-
-data + intents + both models -> metrics.json, and a report on the terminal.
+    python eval.py --run runs/ml-100k                            popularity, SASRec and SAERec -> metrics.json, and a few users
+    python eval.py ablate --run runs/ml-100k --only SASRec       train rivals and variants, test what differs -> ablation.json
+    python eval.py interpret --run runs/ml-100k                  can the intents be understood? -> interpret.json
+    python eval.py steer --run runs/ml-100k                      what steering moves, and what it costs -> steering.json
+    python eval.py report --run runs/ml-100k                     all of these as a page -> report.html
+    python eval.py rate --run runs/ml-100k --out sheet.csv       a blind sheet for human raters,
+    python eval.py kappa a.csv b.csv --key sheet_key.csv         and how well they agree
 
 Leave-one-out, every item of the catalogue ranked for every user, epochs chosen on validation, test scored once. One
 relevant item a user, so with its rank r (1 is best):
