@@ -42,8 +42,10 @@ def dense_forward(net, x):
     return z, z @ net.W_dec + net.b_dec
 
 
-def test_sparse_formulation_equals_the_dense_one_in_loss_and_gradient():
+@pytest.mark.parametrize("active", [4, None])  # None: all latents, as with L1
+def test_sparse_formulation_equals_the_dense_one_in_loss_and_gradient(active):
     net, (x, _) = random_sae(), planted(100)
+    net.active = active or len(net.W_enc)
     gradients = []
     for dense in (True, False):
         net.zero_grad()
