@@ -237,7 +237,7 @@ def train_variant(folder, data, changes, seed):
     """Another SAE on a run's texts: a number in changes is a factor on the run's own setting -> (SAE, its settings, embeddings)."""
     embeddings, (_, own) = load_embeddings(folder, data), load_sae(folder, data)
     if "sparsity" in changes:
-        changes = changes | {"active": SaeSettings.active}
+        changes = changes | {"active": SaeSettings.active, "l1": SaeSettings.l1}
     else:
         changes = {name: max(1, int(getattr(own, name) * factor)) for name, factor in changes.items()}
     settings = dataclasses.replace(own, **changes, seed=seed)
