@@ -200,15 +200,18 @@ def likeness(data, folder, kind):
     return lambda weight: weighted_bags(weighted_bags(weight, *back), *csr)
 
 
-def neighbour_ranks(data, settings, kind, beside=False):
-    """Baseline that isn't trained (Dacrema et al. 2019): items like those of the history, alone or beside a trained SASRec's scores.
+def neighbour_ranks(data, settings, kind, beside=None):
+    """Baseline that isn't trained (Dacrema et al. 2019): items like those of the history, alone or added to a trained model's scores.
 
-    s_v = sum_t decay^age_t <x_t, x_v>, where `likeness` gives the products; the decay, and the weight beside SASRec in standard
-    deviations of its scores, are chosen on validation.
+    s_v = sum_t decay^age_t <x_t, x_v>, where `likeness` gives the products. beside: the model's --intents, "none" or "sae". The
+    decay, and the weight beside a model in standard deviations of its scores, are chosen on validation.
     """
     alike, flat = likeness(data, Path(settings.run), kind), torch.from_numpy(data.flat).long()
-    model = train_model(data, None, dataclasses.replace(settings, intents="none"))[0] if beside else None
-    own = {part: model_scores(model, data, None, part) for part in ("valid", "test")} if beside else None
+    if beside:
+        settings = dataclasses.replace(settings, intents=beside)
+        library = load_library(Path(settings.run), data, beside)
+        model, personal = train_model(data, library, settings)[0], personal_intents(data, library, settings)
+        own = {part: model_scores(model, data, personal, part) for part in ("valid", "test")}
 
     def scores(part, decay, weight):
         rows = evaluation_rows(data, part, settings.history)
@@ -227,10 +230,11 @@ def neighbour_ranks(data, settings, kind, beside=False):
     return rank_users(scores("test", *chosen), data, "test"), sum(p.numel() for p in model.parameters()) if beside else 0, valid
 
 
+KINDS = ("users", "texts", "intents")
 BASELINES = {"popularity": popularity_ranks, "BPR-MF": bpr_ranks}
-for _kind in ("users", "texts", "intents"):
-    BASELINES[f"item kNN by {_kind}"] = functools.partial(neighbour_ranks, kind=_kind)
-    BASELINES[f"SASRec + item kNN by {_kind}"] = functools.partial(neighbour_ranks, kind=_kind, beside=True)
+BASELINES |= {f"item kNN by {kind}": functools.partial(neighbour_ranks, kind=kind) for kind in KINDS}
+BASELINES |= {f"SASRec + item kNN by {kind}": functools.partial(neighbour_ranks, kind=kind, beside="none") for kind in KINDS}
+BASELINES |= {"SAERec + item kNN by users": functools.partial(neighbour_ranks, kind="users", beside="sae")}
 
 
 def train_variant(folder, data, changes, seed):

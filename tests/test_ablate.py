@@ -1,5 +1,6 @@
 """Rivals of the SAE's intents, baselines, and the statistics of the ablation."""
 
+import dataclasses
 import itertools
 import json
 from functools import partial
@@ -157,16 +158,19 @@ def test_item_knn_by_brute_force(tiny, ranked, kind):
             np.testing.assert_allclose(score[user].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_item_knn_beside_sasrec_adds_to_its_scores(tiny, ranked):
+@pytest.mark.parametrize("beside", ["none", "sae"])
+def test_item_knn_beside_a_model_adds_to_its_scores(tiny, ranked, beside):
     data, run, _ = tiny
-    settings = model.ModelSettings(run=str(run), epochs=1, width=8, device="cpu")
-    net, users = model.train_model(data, None, model.ModelSettings(intents="none", epochs=1, width=8, device="cpu"))[0], torch.arange(len(data.users))
+    settings = model.ModelSettings(run=str(run), epochs=1, width=8, device="cpu", intents=beside)
+    library = model.load_library(run, data, beside)
+    net, users = model.train_model(data, library, settings)[0], torch.arange(len(data.users))
     eval.neighbour_ranks(data, settings, "users")
     alone = [score for part, score, _ in ranked if part == "valid"]
     ranked.clear()
-    assert eval.neighbour_ranks(data, settings, "users", beside=True)[1] == sum(p.numel() for p in net.parameters())
+    parameters = eval.neighbour_ranks(data, dataclasses.replace(settings, intents="sae"), "users", beside)[1]
+    assert parameters == sum(p.numel() for p in net.parameters())
     assert [part for part, _, _ in ranked] == ["valid"] * 16 + ["test"]
-    own = model.model_scores(net, data, None, "valid")(users)
+    own = model.model_scores(net, data, model.personal_intents(data, library, settings), "valid")(users)
     for (_, both, _), (near, weight) in zip(ranked, itertools.product(alone, (0.1, 0.25, 0.5, 1.0))):
         expected = own + weight * near * own[:, 1:].std(1, keepdim=True) / near[:, 1:].std(1, keepdim=True)
         torch.testing.assert_close(both, expected)
