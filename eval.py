@@ -183,20 +183,21 @@ def bpr_ranks(data, settings, factors=64, epochs=100, patience=10, batch=1024):
 
 def likeness(data, folder, kind):
     """How alike items are by the users, texts or intents they share -> a function that mixes it: [V+1, B] -> [V+1, B]."""
-    items = torch.from_numpy(data.training_items())
-    library = load_library(folder, data, "text" if kind == "texts" else "sae")
     if kind == "texts":
+        library = load_library(folder, data, "text")
         x = torch.zeros(len(data.items), library.vectors.shape[1])
         x[library.indptr.diff() > 0] = F.normalize(library.vectors, dim=1)
         return lambda weight: x @ (x.T @ weight)
     if kind == "users":  # cosine of the items' columns in the matrix of training interactions
-        held_in = torch.from_numpy(np.diff(data.start) - 2)
-        count = torch.bincount(items, minlength=len(data.items))
-        csr = transpose(F.pad(held_in.cumsum(0), (1, 0)), items, count[items].float().rsqrt(), len(data.items))
+        items, columns = torch.from_numpy(data.training_items()), len(data.users)
+        norm = torch.bincount(items, minlength=len(data.items)).float().sqrt()
+        start = F.pad(torch.from_numpy(np.diff(data.start) - 2).cumsum(0), (1, 0))
+        csr = transpose(start, items, 1 / norm[items], len(data.items))
     else:  # as in the match
-        idf = inverse_frequency(*intent_frequency(data, library))
+        library = load_library(folder, data)
+        idf, columns = inverse_frequency(*intent_frequency(data, library)), len(library.vectors)
         csr = library.indptr, library.indices, library.values * idf[library.indices].sqrt()
-    back = transpose(*csr, len(data.users) if kind == "users" else len(library.vectors))
+    back = transpose(*csr, columns)
     return lambda weight: weighted_bags(weighted_bags(weight, *back), *csr)
 
 
@@ -220,7 +221,7 @@ def neighbour_ranks(data, settings, kind, beside=None):
             _, items, real = gather(rows, users, flat)  # (B, T)
             recent = decay ** (rows.length[users][:, None] - 1 - torch.arange(items.shape[1])) * real
             near = alike(torch.zeros(len(data.items), len(users)).scatter_add_(0, items.T, recent.T)).T  # (B, V+1)
-            return steer(own[part](users), weight * near / near[:, 1:].std(1, keepdim=True).clamp_min(1e-12)) if beside else near
+            return steer(own[part](users).cpu(), weight * near / near[:, 1:].std(1, keepdim=True).clamp_min(1e-12)) if beside else near
 
         return score
 
