@@ -189,15 +189,14 @@ def likeness(data, folder, kind):
         x[library.indptr.diff() > 0] = F.normalize(library.vectors, dim=1)
         return lambda weight: x @ (x.T @ weight)
     if kind == "users":  # cosine of the items' columns in the matrix of training interactions
-        items, columns = torch.from_numpy(data.training_items()), len(data.users)
-        norm = torch.bincount(items, minlength=len(data.items)).float().sqrt()
-        start = F.pad(torch.from_numpy(np.diff(data.start) - 2).cumsum(0), (1, 0))
-        csr = transpose(start, items, 1 / norm[items], len(data.items))
+        items, start = torch.from_numpy(data.training_items()), F.pad(torch.from_numpy(np.diff(data.start) - 2).cumsum(0), (1, 0))
+        back = start, items, torch.bincount(items)[items].rsqrt()
+        csr = transpose(*back, len(data.items))
     else:  # as in the match
         library = load_library(folder, data)
-        idf, columns = inverse_frequency(*intent_frequency(data, library)), len(library.vectors)
+        idf = inverse_frequency(*intent_frequency(data, library))
         csr = library.indptr, library.indices, library.values * idf[library.indices].sqrt()
-    back = transpose(*csr, columns)
+        back = transpose(*csr, len(library.vectors))
     return lambda weight: weighted_bags(weighted_bags(weight, *back), *csr)
 
 
@@ -309,13 +308,15 @@ def ablate(settings):
             wanted = base | {k: v for k, v in changes.items() if k != "library"} | dict(run=str(folder), seed=seed, device=settings.device)
             one = resolve(ModelSettings(**wanted))
             path = folder / f"ablation-{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}.safetensors"
-            if path.is_file() and (done := load_artifact(path, made_by, data))[1]["settings"] == dataclasses.asdict(one):
-                results[name].append((done[0]["ranks"], done[1]))
-                continue
+            if path.is_file():
+                tensors, meta = load_artifact(path, made_by, data)
+                if meta["settings"] == dataclasses.asdict(one) and meta.get("library") == changes.get("library"):
+                    results[name].append((tensors["ranks"], meta))
+                    continue
             print(f"{name}, seed {seed}")
             started = time.perf_counter()
             ranks, parameters, valid = known[name](data, one) if callable(known[name]) else model_ranks(data, folder, changes, one)
-            more = dict(parameters=parameters, seconds=round(time.perf_counter() - started, 1), valid=valid)
+            more = dict(parameters=parameters, seconds=round(time.perf_counter() - started, 1), valid=valid, library=changes.get("library"))
             save_artifact(path, {"ranks": ranks}, one, data.hash, [folder / "intents.safetensors"], **more)
             results[name].append((ranks, more))
     report = ablation_report(data, results, settings)

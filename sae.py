@@ -46,7 +46,7 @@ class SaeSettings:
     latents: int = setting(0, "latents M; 0 takes the power of two nearest to N/4, from 64 to 16384", low=0)
     active: int = setting(8, "active latents K of a text", low=1)
     sparsity: str = setting("topk", "what makes codes sparse: TopK, or an L1 penalty", choices=("topk", "l1"))
-    l1: float = setting(0.2, "weight of the L1 penalty on codes, only with --sparsity l1; at 0.2 texts are rebuilt as well as with K = 8", low=0)
+    l1: float = setting(0.2, "weight of the L1 penalty on codes, only with --sparsity l1; at 0.2 texts are rebuilt about as well as with K = 8", low=0)
     steps: int = setting(0, "optimiser steps; 0 takes 50 passes over the texts, from 300 to 20000", low=0)
     batch: int = setting(256, "texts a step", low=1)
     lr: float = setting(1e-3, "Adam's learning rate, falling to 0 over the last fifth", low=0)

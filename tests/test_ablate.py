@@ -206,6 +206,26 @@ def test_ablation_resumes_and_its_numbers_are_those_of_the_ranks(tmp_path, tiny_
     assert capsys.readouterr().out.count(", seed ") == 2
 
 
+def test_every_baseline_has_its_row(tmp_path, tiny_run):
+    run = copy_run(tiny_run, tmp_path / "run")
+    assert eval.main(["ablate", "--run", str(run), "--seeds", "1", *FLAGS, "--only", ",".join(eval.BASELINES)]) == 0
+    rows = {row["name"]: row for row in json.loads((run / "ablation.json").read_text())["rows"]}
+    assert list(rows) == ["SAERec", *eval.BASELINES]
+    for name, row in rows.items():
+        trained = name == "BPR-MF" or name.startswith(("SASRec", "SAERec"))
+        assert (row["params"] > 0) == trained and 0 <= row["NDCG@10"]["mean"] <= 1, name
+    assert rows["SAERec + item kNN by users"]["params"] == rows["SAERec"]["params"] > rows["SASRec + item kNN by users"]["params"]
+
+
+def test_a_changed_variant_of_the_sae_is_trained_again(tmp_path, tiny_run, capsys, monkeypatch):
+    command = ["ablate", "--run", str(copy_run(tiny_run, tmp_path / "run")), "--seeds", "1", *FLAGS, "--only", "half of K"]
+    for factor, trained in ((0.5, 2), (0.5, 0), (0.7, 1)):
+        monkeypatch.setitem(eval.CONFIGURATIONS, "half of K", dict(library=dict(active=factor)))
+        capsys.readouterr()
+        assert eval.main(command) == 0
+        assert capsys.readouterr().out.count(", seed ") == trained
+
+
 @pytest.mark.parametrize("name", [name for name in eval.CONFIGURATIONS if name != "SAERec"])
 def test_every_configuration_trains_another_model_than_saerec(tmp_path, tiny_run, name):
     run = copy_run(tiny_run, tmp_path / "run")
