@@ -28,6 +28,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import saerec  # noqa: F401  before torch, see GOMP_SPINCOUNT there
 import safetensors.torch
 import torch
 import torch.nn.functional as F

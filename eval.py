@@ -26,6 +26,7 @@ import sys
 import time
 from pathlib import Path
 
+import saerec  # noqa: F401  before torch, see GOMP_SPINCOUNT there
 import numpy as np
 import torch
 import torch.nn.functional as F

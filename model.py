@@ -35,6 +35,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import saerec  # noqa: F401  before torch, see GOMP_SPINCOUNT there
 import numpy as np
 import torch
 import torch.nn.functional as F

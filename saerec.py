@@ -43,10 +43,14 @@ import zlib
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-import safetensors
-import safetensors.torch
-import torch
+# Idle OpenMP threads spin before they sleep; spinning long on a core that another process needs makes training stand still.
+# GNU's OpenMP reads this when torch loads it, so it stands before that import; a value of the user's own stays.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import numpy as np  # noqa: E402
+import safetensors  # noqa: E402
+import safetensors.torch  # noqa: E402
+import torch  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 

@@ -4,11 +4,13 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import saerec  # noqa: E402, F401  before torch, as in the scripts
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 TOPICS = {"space": "rocket planet orbit astronaut", "cooking": "recipe oven butter kitchen", "music": "guitar melody concert singer"}
 

@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 import resource
 import signal
 import subprocess
@@ -293,3 +294,22 @@ def test_help_names_default_unit_and_origin(capsys):
         model.main(["--help"])
     out = " ".join(capsys.readouterr().out.split())
     assert "default 50; items; SAERec's code" in out
+
+
+@pytest.mark.parametrize("script", ["saerec", "embed", "sae", "model", "eval"])
+@pytest.mark.parametrize("given, expected", [(None, "1000"), ("7", "7")])
+def test_how_idle_threads_wait_is_set_before_torch_is_loaded(script, given, expected):
+    """A module finder sees the environment at the moment when torch is first looked for."""
+    program = f"""
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+            sys.exit()
+sys.meta_path.insert(0, Finder())
+import {script}"""
+    own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment = own | ({"GOMP_SPINCOUNT": given} if given else {})
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done.stderr
