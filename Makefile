@@ -1,49 +1,83 @@
-# From nothing to a report: `make all`. Every target is a file made from files, so a second run does nothing.
+# From nothing to a report: `make all`. Every target is a file made from files; a second run does nothing.
 
 DATA   ?= data/ml-100k
 SEED   ?= 0
 DEVICE ?= auto
+override DATA := $(patsubst %/,%,$(DATA))
+# Results lie in a run folder named after the last part of DATA
 RUN    ?= runs/$(notdir $(DATA))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 PYTHON ?= python3
-# More settings of a stage, such as MODEL_FLAGS="--width 128"
-EMBED_FLAGS  ?=
-SAE_FLAGS    ?=
-SASREC_FLAGS ?=
-MODEL_FLAGS  ?=
-ABLATE_FLAGS ?=
+# What embeds the texts; sources/lsa.py needs no weights
+EMBED  ?= embed.py
+# More settings of a stage, such as MODEL_FLAGS="--width 128" for all three models
+EMBED_FLAGS    ?=
+SAE_FLAGS      ?=
+MODEL_FLAGS    ?=
+SASREC_FLAGS   ?=
+SAEREC_FLAGS   ?=
+GROUNDED_FLAGS ?=
 
-PY     := .venv/bin/python
-COMMON  = --seed $(SEED) --device $(DEVICE)
+PY      := .venv/bin/python
+COMMON   = --run $(RUN) --seed $(SEED) --device $(DEVICE)
+WEIGHTS  = weights/all-MiniLM-L6-v2/config.json
 # A dataset of your own may be gzipped; the bundled one is made plain
-SOURCE  = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz),$(DATA)/sequences.txt) $(wildcard $(DATA)/texts.jsonl $(DATA)/texts.jsonl.gz)
-WEIGHTS = weights/all-MiniLM-L6-v2/config.json
+SOURCE   = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz),$(DATA)/sequences.txt) \
+           $(wildcard $(DATA)/texts.jsonl $(DATA)/texts.jsonl.gz)
 
-.PHONY: all planted test bench ablate interpret clean help
+# The files that EMBED_FLAGS name: embeddings made elsewhere, or an encoder's folder
+FILES    = $(wildcard $(EMBED_FLAGS) $(addsuffix /*,$(EMBED_FLAGS)))
+
+# What the result of a stage depends on besides its scripts and the stage before: the words of its command and
+# the content of the data. RUN/.STAGE keeps them, and when they are not what it says the stage is run again.
+SAID_embed    = $(EMBED) --data $(DATA) $(COMMON) $(EMBED_FLAGS) $(shell cat $(SOURCE) $(FILES) 2>/dev/null | cksum)
+SAID_sae      = sae.py $(COMMON) $(SAE_FLAGS)
+SAID_sasrec   = model.py $(COMMON) --model sasrec $(MODEL_FLAGS) $(SASREC_FLAGS)
+SAID_saerec   = model.py $(COMMON) --model saerec $(MODEL_FLAGS) $(SAEREC_FLAGS)
+SAID_grounded = model.py $(COMMON) --model grounded $(MODEL_FLAGS) $(GROUNDED_FLAGS)
+changed  = $(shell echo "$(SAID_$(1))" | cmp -s - $(RUN)/.$(1) || echo FORCE)
+remember = @echo "$(SAID_$(1))" > $(RUN)/.$(1)
+
+.PHONY: all planted test test-core ablate interpret steer speed docs report clean help FORCE
 .DELETE_ON_ERROR:
 
-all: $(RUN)/report.html  ## set up, get data and weights, run every stage, make report.html
+all: $(RUN)/metrics.json $(if $(wildcard tools/report.py),$(RUN)/report.html)  ## run: every stage from nothing to metrics.json and report.html
 
-planted:  ## the whole run on a generated world whose intents are known, and how well they are recovered
-	$(MAKE) runs/planted/interpret.json all DATA=data/planted EMBED_FLAGS="--encoder lsa"
+planted: data/planted/sequences.txt  ## run: the same on a world whose intents are known, and how well they are found
+	$(MAKE) all DATA=data/planted EMBED=sources/lsa.py
+	$(MAKE) interpret report DATA=data/planted EMBED=sources/lsa.py
 
-test: .venv/ready $(WEIGHTS)  ## set up and run the tests
-	$(PY) -m pytest -q tests
+test: .venv/ready $(WEIGHTS)  ## run: set up and run all tests
+	$(PY) -m pytest -q $(sort $(wildcard tests/test_*.py)) $(filter-out %__pycache__/,$(sort $(wildcard tests/*/)))
 
-bench: $(RUN)/intents.jsonl  ## measure speed and memory -> benchmarks/results.json; QUICK=1 in under 2 minutes
-	$(PY) benchmarks/bench.py --run $(RUN) --device $(DEVICE) $(if $(QUICK),--quick)
+test-core: .venv/ready $(WEIGHTS)  ## run: the tests of the five scripts alone
+	$(PY) -m pytest -q $(sort $(wildcard tests/test_*.py))
 
-ablate: $(RUN)/intents.jsonl  ## train every baseline and ablation -> results/; goes on where it was interrupted
-	$(PY) eval.py ablate --run $(RUN) $(COMMON) --out results/ablation_$(notdir $(DATA)).json $(ABLATE_FLAGS)
-
-interpret: $(RUN)/metrics.json  ## measure how well the intents can be understood -> results/
-	$(PY) eval.py interpret --run $(RUN) $(COMMON) --out results/interpret_$(notdir $(DATA)).json
-
-clean:  ## remove runs; data, weights and the environment stay
+clean:  ## run: remove runs; data, weights and the environment stay
 	rm -rf runs
 
-help:  ## list the targets and variables
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
-	@echo "variables: DATA=$(DATA) RUN=$(RUN) SEED=$(SEED) DEVICE=$(DEVICE) EMBED_FLAGS= SAE_FLAGS= MODEL_FLAGS= PYTHON=$(PYTHON)"
+ablate: $(RUN)/intents.jsonl  ## measure: train every rival and variant; goes on where it was interrupted
+	$(PY) studies/ablate.py $(COMMON) $(ABLATE_FLAGS)
+
+interpret: $(RUN)/metrics.json  ## measure: how well the intents can be understood
+	$(PY) studies/interpret.py $(COMMON)
+
+steer: $(RUN)/metrics.json  ## measure: what steering moves, and what it costs
+	$(PY) tools/steer.py $(COMMON)
+
+speed: $(RUN)/metrics.json  ## measure: seconds and memory of every stage; QUICK=1 in 2 minutes
+	$(PY) studies/speed.py $(COMMON) $(if $(QUICK),--quick)
+
+report: $(RUN)/metrics.json  ## look: write report.html again, with what was measured since
+	$(PY) tools/report.py $(COMMON)
+
+docs:  ## look: write docs/results.md, docs/speed.md and README's table from studies/results/
+	$(PY) studies/docs.py
+
+help:  ## look: list the targets and variables
+	@for group in run measure look; do echo "$$group"; \
+	  sed -nE "s/^([a-z-]+):.*## $$group: /  \1\t/p" Makefile | expand -t 14; done
+	@echo "variables: DATA=$(DATA) RUN=$(RUN) SEED=$(SEED) DEVICE=$(DEVICE) EMBED=$(EMBED) EMBED_FLAGS= SAE_FLAGS="
+	@echo "  MODEL_FLAGS= SASREC_FLAGS= SAEREC_FLAGS= GROUNDED_FLAGS= ABLATE_FLAGS= PYTHON=$(PYTHON)"
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -54,28 +88,33 @@ data/ml-100k/sequences.txt: | .venv/ready
 	$(PY) saerec.py prepare ml-100k --out data/ml-100k
 
 data/planted/sequences.txt: | .venv/ready
-	$(PY) saerec.py prepare planted --out data/planted
+	$(PY) sources/planted.py --out data/planted
 
 $(WEIGHTS): | .venv/ready
-	$(PY) embed.py weights
+	$(PY) -c "import embed; embed.fetch_weights()"
 
-$(RUN)/embeddings.safetensors: $(SOURCE) embed.py saerec.py | .venv/ready
-	$(PY) embed.py --data $(DATA) --run $(RUN) $(COMMON) $(EMBED_FLAGS)
+$(RUN)/embeddings.safetensors: $(EMBED) saerec.py $(call changed,embed) | $(SOURCE) .venv/ready
+	$(PY) $(EMBED) --data $(DATA) $(COMMON) $(EMBED_FLAGS)
+	$(call remember,embed)
 
-$(RUN)/intents.jsonl: $(RUN)/embeddings.safetensors sae.py saerec.py
-	$(PY) sae.py --run $(RUN) $(COMMON) $(SAE_FLAGS)
+$(RUN)/intents.jsonl: $(RUN)/embeddings.safetensors sae.py saerec.py $(call changed,sae)
+	$(PY) sae.py $(COMMON) $(SAE_FLAGS)
+	$(call remember,sae)
 
-$(RUN)/sasrec.safetensors: $(RUN)/embeddings.safetensors model.py saerec.py
-	$(PY) model.py --run $(RUN) --intents none $(COMMON) $(SASREC_FLAGS)
+$(RUN)/sasrec.safetensors: $(RUN)/embeddings.safetensors model.py sae.py saerec.py $(call changed,sasrec)
+	$(PY) model.py $(COMMON) --model sasrec $(MODEL_FLAGS) $(SASREC_FLAGS)
+	$(call remember,sasrec)
 
-$(RUN)/model.safetensors: $(RUN)/intents.jsonl model.py saerec.py
-	$(PY) model.py --run $(RUN) $(COMMON) $(MODEL_FLAGS)
+$(RUN)/saerec.safetensors: $(RUN)/intents.jsonl model.py sae.py saerec.py $(call changed,saerec)
+	$(PY) model.py $(COMMON) --model saerec $(MODEL_FLAGS) $(SAEREC_FLAGS)
+	$(call remember,saerec)
 
-$(RUN)/metrics.json: $(RUN)/model.safetensors $(RUN)/sasrec.safetensors eval.py
-	$(PY) eval.py --run $(RUN) $(COMMON)
+$(RUN)/grounded.safetensors: $(RUN)/intents.jsonl model.py sae.py saerec.py $(call changed,grounded)
+	$(PY) model.py $(COMMON) --model grounded $(MODEL_FLAGS) $(GROUNDED_FLAGS)
+	$(call remember,grounded)
 
-$(RUN)/interpret.json: $(RUN)/metrics.json
-	$(PY) eval.py interpret --run $(RUN) $(COMMON)
+$(RUN)/metrics.json: $(patsubst %,$(RUN)/%.safetensors,sasrec saerec grounded) eval.py
+	$(PY) eval.py $(COMMON)
 
-$(RUN)/report.html: $(RUN)/metrics.json docs/report.html eval.py $(wildcard $(RUN)/interpret.json $(RUN)/ablation.json $(RUN)/steering.json)
-	$(PY) eval.py report --run $(RUN) $(COMMON)
+$(RUN)/report.html: $(RUN)/metrics.json $(wildcard tools/report.* $(RUN)/interpret.json $(RUN)/ablation.json $(RUN)/steering.json)
+	$(PY) tools/report.py $(COMMON)

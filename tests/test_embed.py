@@ -1,65 +1,96 @@
-"""The encoders against other formulations, and every way in which weights or embeddings can be wrong.
+"""The encoder against other formulations; every way in which weights or embeddings can be wrong.
 
-The golden files hold what sentence-transformers 6.2.0 (transformers 5.23.0, tokenizers 0.23.3) makes of 44 texts, chosen to
-be nasty, with the weights that `embed.py weights` fetches:
+The golden files hold what sentence-transformers 6.2.0 (transformers 5.23.0, tokenizers 0.23.3) makes
+of 44 texts, chosen to be nasty, with the weights that embed.py fetches:
     model = SentenceTransformer("weights/all-MiniLM-L6-v2")
-    ids = [model.preprocess([text])["input_ids"][0].tolist() for text in texts]     -> golden_tokens.json
-    vectors = model.encode(texts)                                                   -> golden_minilm.safetensors
+    ids = [model.preprocess([text])["input_ids"][0].tolist() for text in texts]   -> golden_tokens.json
+    vectors = model.encode(texts)                                         -> golden_minilm.safetensors
 """
 
 import json
-import math
-from collections import Counter
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 import embed
-from saerec import UserError, load_artifact, load_dataset
+from saerec import load_artifact, load_dataset
 
 HERE = Path(__file__).resolve().parent
-GOLDEN = [json.loads(line.rstrip(",\n")) for line in (HERE / "golden_tokens.json").read_text("utf-8").splitlines()[1:-1]]
+GOLDEN = json.loads((HERE / "golden_tokens.json").read_text("utf-8"))
 GOLDEN_TEXTS = [row["text"] for row in GOLDEN]
 absent = not all((embed.MINILM / file).is_file() for file in embed.FILES)
-needs_weights = pytest.mark.skipif(absent, reason="weights/all-MiniLM-L6-v2 is absent: `embed.py weights` fetches it")
-VOCAB = "[PAD] [UNK] [CLS] [SEP] the play ##er ##s e c ##afe . [ ] sep 中 a thing about space planet rocket number i".split()
-CONFIG = dict(model_type="bert", hidden_act="gelu", hidden_size=8, num_hidden_layers=2, num_attention_heads=2, type_vocab_size=2,
-              intermediate_size=12, vocab_size=len(VOCAB), max_position_embeddings=16, layer_norm_eps=1e-5)  # fmt: skip
+needs_weights = pytest.mark.skipif(absent, reason="the weights are absent: `make test` fetches them")
+VOCAB = """[PAD] [UNK] [CLS] [SEP] the play ##er ##s e c ##afe . [ ] sep 中 a thing about space planet
+    rocket number i""".split()
+CONFIG = dict(
+    model_type="bert", hidden_act="gelu", hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+    type_vocab_size=2, intermediate_size=12, vocab_size=len(VOCAB), max_position_embeddings=16,
+    layer_norm_eps=1e-5,
+)  # fmt: skip
+
+
+def torch_encoder(random):
+    """torch's own encoder of CONFIG's shape with random weights."""
+    E = CONFIG["hidden_size"]
+    sizes = (CONFIG["num_attention_heads"], CONFIG["intermediate_size"])
+    options = dict(dropout=0.0, activation="gelu", layer_norm_eps=1e-5, batch_first=True)
+    layer = torch.nn.TransformerEncoderLayer(E, *sizes, **options)
+    layers = CONFIG["num_hidden_layers"]
+    encoder = torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=random)
+    return encoder
+
+
+def bert_names(encoder):
+    """The tensors of torch's encoder under BERT's names -> dict."""
+    named = {}
+    for number, layer in enumerate(encoder.layers):
+        at = f"encoder.layer.{number}."
+        parts = {
+            "attention.output.dense": layer.self_attn.out_proj,
+            "attention.output.LayerNorm": layer.norm1,
+            "intermediate.dense": layer.linear1,
+            "output.dense": layer.linear2,
+            "output.LayerNorm": layer.norm2,
+        }
+        for kind in ("weight", "bias"):
+            named |= {f"{at}{name}.{kind}": getattr(part, kind) for name, part in parts.items()}
+            thirds = getattr(layer.self_attn, f"in_proj_{kind}").chunk(3)
+            for role, third in zip(("query", "key", "value"), thirds):
+                named[f"{at}attention.self.{role}.{kind}"] = third
+    return named
 
 
 def write_weights(folder, config=CONFIG, vocab=VOCAB, prefix="", old=False, drop=(), **tensors):
-    """A tiny encoder with random weights -> (its folder, the same layers as a torch.nn.TransformerEncoder, embedding tensors)."""
-    E, generator = CONFIG["hidden_size"], torch.Generator().manual_seed(3)
-    torch.manual_seed(3)
-    layer = torch.nn.TransformerEncoderLayer(
-        E, CONFIG["num_attention_heads"], CONFIG["intermediate_size"], 0.0, "gelu", CONFIG["layer_norm_eps"], batch_first=True
-    )
-    torch_encoder = torch.nn.TransformerEncoder(layer, CONFIG["num_hidden_layers"], enable_nested_tensor=False).eval()
-    named = {f"embeddings.LayerNorm.{part}": torch.rand(E, generator=generator) + 0.5 for part in ("weight", "bias")}
-    for name, rows in (("word", len(VOCAB)), ("position", CONFIG["max_position_embeddings"]), ("token_type", 2)):
-        named[f"embeddings.{name}_embeddings.weight"] = torch.randn(rows, E, generator=generator)
-    for number, layer in enumerate(torch_encoder.layers):
-        for parameter in layer.parameters():
-            torch.nn.init.normal_(parameter, std=0.5, generator=generator)
-        parts = {"attention.output.dense": layer.self_attn.out_proj, "attention.output.LayerNorm": layer.norm1,
-                 "intermediate.dense": layer.linear1, "output.dense": layer.linear2, "output.LayerNorm": layer.norm2}  # fmt: skip
-        for kind in ("weight", "bias"):
-            at = f"encoder.layer.{number}."
-            named |= {f"{at}{name}.{kind}": getattr(module, kind) for name, module in parts.items()}
-            qkv = getattr(layer.self_attn, f"in_proj_{kind}").chunk(3)
-            named |= {f"{at}attention.self.{role}.{kind}": part for role, part in zip(("query", "key", "value"), qkv)}
-    embedding = {name: named[name] for name in named if name.startswith("embeddings")}
-    saved = {name: tensor for name, tensor in (named | tensors).items() if name not in drop}
+    """A tiny encoder with random weights -> (its folder, torch's encoder, embedding tensors)."""
+    E = CONFIG["hidden_size"]
+    random = torch.Generator().manual_seed(3)
+    embedding = {}
+    for part in ("weight", "bias"):
+        embedding[f"embeddings.LayerNorm.{part}"] = torch.rand(E, generator=random) + 0.5
+    for name, rows in (("word", len(VOCAB)), ("position", 16), ("token_type", 2)):
+        tensor = torch.randn(rows, E, generator=random)
+        embedding[f"embeddings.{name}_embeddings.weight"] = tensor
+    encoder = torch_encoder(random)
+    saved = embedding | bert_names(encoder) | tensors
+    saved = {prefix + name: t.detach().clone() for name, t in saved.items() if name not in drop}
     if old:
-        saved = {n.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): t for n, t in saved.items()}
+        new = {"Norm.weight": "Norm.gamma", "Norm.bias": "Norm.beta"}
+        for name in list(saved):
+            for ours, theirs in new.items():
+                if ours in name:
+                    saved[name.replace(ours, theirs)] = saved.pop(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", "utf-8")
-    safetensors.torch.save_file({prefix + name: t.detach().clone() for name, t in saved.items()}, folder / "model.safetensors")
-    return folder, torch_encoder, embedding
+    safetensors.torch.save_file(saved, folder / "model.safetensors")
+    return folder, encoder, embedding
 
 
 # WordPiece
@@ -129,55 +160,6 @@ def test_vectors_do_not_depend_on_batch_mates(tmp_path):
     assert not torch.allclose(embed.encode(texts, tokenizer, bert, 8)[2], alone[2])  # cut at 8 tokens
 
 
-# LSA
-
-WORDS = "space planet rocket orbit oven recipe butter guitar melody singer".split()
-
-
-def random_texts(number, seed=0):
-    draw = np.random.default_rng(seed)
-    return [" ".join(draw.choice(WORDS, draw.integers(1, 9), p=np.arange(10, 0, -1) / 55)) for _ in range(number)]
-
-
-def test_lsa_equals_a_dense_svd():
-    texts = random_texts(40) + ["Café, café and a CAFE!", "café and a", "unique gibberish", "..."]
-    counts = [Counter(word for word in text.lower().replace("é", "e").replace(",", "").strip("!.").split()) for text in texts]
-    words = [word for word in {word for c in counts for word in c} if sum(word in c for c in counts) > 1]
-    idf = [math.log((1 + len(texts)) / (1 + sum(word in c for c in counts))) + 1 for word in words]
-    A = np.array([[(1 + math.log(c[word])) * weight if word in c else 0 for word, weight in zip(words, idf)] for c in counts])
-    A /= np.maximum(np.linalg.norm(A, axis=1, keepdims=True), 1e-9)
-    for width in (2, 6):
-        U, S, _ = np.linalg.svd(A)
-        expected = U[:, :width] * S[:width]
-        norm = np.linalg.norm(expected, axis=1, keepdims=True)
-        expected = np.where(norm > 1e-3, expected / np.maximum(norm, 1e-3), 0)
-        assert not expected[-2:].any()  # no word that another text has
-        vectors = embed.lsa(texts, width)
-        assert vectors.shape == (44, width) and vectors.dtype == torch.float32
-        np.testing.assert_allclose(vectors.abs().numpy(), np.abs(expected), atol=1e-5)  # equal but for the signs,
-        np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-5)  # which no product depends on
-
-
-def test_lsa_is_near_the_best_approximation_when_it_must_sketch():
-    """200 texts on 8 topics, some rare, of 40 words each, and words common to all: the rank is far above the 20 sketched."""
-    draw = np.random.default_rng(1)
-    topics = draw.choice(8, 200, p=2.0 ** -np.arange(8) / (2 - 2.0**-7))
-    texts = [" ".join(f"t{topic}w{w}" for w in draw.integers(0, 40, 60)) + " all the same" for topic in topics]
-    near, again, other = embed.lsa(texts, 4), embed.lsa(texts, 4), embed.lsa(texts, 4, seed=1)
-    assert torch.equal(near, again) and not torch.equal(near, other)
-    torch.testing.assert_close(near, other, atol=5e-3, rtol=0)  # signs agree whatever the seed
-    best = torch.nn.functional.normalize(embed.lsa(texts, 200)[:, :4], dim=1)  # nothing is left out of this sketch
-    torch.testing.assert_close(near, best, atol=5e-3, rtol=0)
-
-
-def test_lsa_says_when_the_texts_allow_less(capsys):
-    assert embed.lsa(random_texts(30), 128).shape == (30, len(WORDS))
-    assert "10 dimensions (128 are more than the texts allow)" in capsys.readouterr().out
-    for texts in (["one", "two"], ["same words", "same words"], ["?", "!"]):
-        with pytest.raises(UserError, match="too few words in common"):
-            embed.lsa(texts)
-
-
 # The command
 
 
@@ -195,15 +177,13 @@ def test_artifact_of_each_source(tiny_data, tmp_path):
     assert encoder["name"] == "tiny encoder" and set(encoder) == {"name", *embed.FILES}
     assert torch.equal(vectors, make("again", "--weights", weights, "--max-tokens", 16)[0])
     assert not torch.equal(vectors, make("short", "--weights", weights, "--max-tokens", 4)[0])
-    assert make("lsa", "--encoder", "lsa", "--lsa-width", 5)[0].shape[1] == 5
-
     given = torch.randn(len(data.texts), 3).double()
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         file = tmp_path / "given.safetensors"
         safetensors.torch.save_file({"embeddings": given.to(dtype), "item": torch.from_numpy(data.text_item).long()}, file)
         assert torch.equal(make("given", "--embeddings", file)[0], given.to(dtype).float())
-    again = make("copy", "--embeddings", tmp_path / "lsa/embeddings.safetensors")[0]  # another run's artifact will do
-    assert torch.equal(again, make("lsa", "--encoder", "lsa", "--lsa-width", 5)[0])
+    again = make("copy", "--embeddings", tmp_path / "bert/embeddings.safetensors")[0]
+    assert torch.equal(again, vectors)  # another run's artifact will do
 
 
 @pytest.fixture
@@ -217,43 +197,26 @@ def refuses(fails, tiny_data, tmp_path):
     return check
 
 
-def test_settings_that_do_not_belong_together(refuses, fails, tiny_data):
-    fails(embed.main, ["--run", "x"], "--data is missing", "data/ml-100k")
-    fails(embed.main, ["--data", tiny_data], "--run is missing", "runs/ml-100k")
-    refuses(["--encoder", "word2vec"], "--encoder", "minilm, lsa")
-    refuses(["--lsa-width", 5], "--lsa-width changes nothing with --encoder minilm")
-    for option, value in (("--weights", "x"), ("--max-tokens", 9), ("--batch-tokens", 9), ("--shard", "1/2")):
-        refuses(["--encoder", "lsa", option, value], f"{option} changes nothing with --encoder lsa")
-        refuses(["--embeddings", "x", option, value], f"{option} changes nothing with --embeddings")
-    refuses(["--embeddings", "x", "--encoder", "lsa"], "--encoder changes nothing with --embeddings")
-    refuses(["--embeddings", "x", "--lsa-width", 5], "--lsa-width changes nothing with --embeddings")
+def test_settings_that_do_not_belong_together(refuses):
+    for option, value in (("--weights", "x"), ("--max-tokens", 9), ("--batch-tokens", 9)):
+        words = f"{option} changes nothing with --embeddings"
+        refuses(["--embeddings", "x", option, value], words, "leave one")
     refuses(["--max-tokens", 2], "--max-tokens is 2", "at least 3")
 
 
-def test_shards_merge_into_what_one_process_makes(tmp_path, tiny_data, fails):
-    weights, run = write_weights(tmp_path)[0], tmp_path / "run"
-    common = ["--data", str(tiny_data), "--weights", str(weights), "--device", "cpu"]
-
-    def make(run, *more, max_tokens=16):
-        assert embed.main([*common, "--max-tokens", str(max_tokens), "--run", str(run), *more]) == 0
-
-    fails(embed.main, ["merge"], "--run is missing")
-    fails(embed.main, ["merge", "--run", run], "no embeddings-I-of-N.safetensors")
-    make(tmp_path / "whole")
-    for part in (3, 1):
-        make(run, "--shard", f"{part}/3")
-    fails(embed.main, ["merge", "--run", run], "lacks part 2 of 3", "--shard 2/3")
-    make(run, "--shard", "2/3", max_tokens=5)
-    fails(embed.main, ["merge", "--run", run], "embeddings-2-of-3.safetensors", "different datasets, encoders or --max-tokens")
-    make(run, "--shard", "2/3")
-    assert embed.main(["merge", "--run", str(run)]) == 0
-    (one, meta), (merged, merged_meta) = (load_artifact(r / "embeddings.safetensors", "") for r in (tmp_path / "whole", run))
-    assert torch.equal(one["item"], merged["item"]) and merged_meta["encoder"] == meta["encoder"] and merged_meta["dataset"] == meta["dataset"]
-    torch.testing.assert_close(merged["embeddings"], one["embeddings"], atol=1e-6, rtol=0)
-    make(run, "--shard", "1/2")
-    fails(embed.main, ["merge", "--run", run], "shards of several N, 2, 3")
-    for shard in ("0/3", "4/3", "x", "1"):
-        fails(embed.main, [*common, "--run", run, "--shard", shard], f"--shard '{shard}' is not I/N")
+def test_two_processes_embed_what_one_does(tmp_path, tiny_data):
+    weights = write_weights(tmp_path)[0]
+    flags = ["--data", tiny_data, "--weights", weights, "--device", "cpu", "--max-tokens", "16"]
+    script = HERE.parent / "embed.py"
+    vectors = []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    for number, launcher in enumerate([[], torchrun]):
+        run = tmp_path / f"run{number}"
+        command = [sys.executable, *launcher, script, *flags, "--run", run]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
+        vectors.append(load_artifact(run / "embeddings.safetensors", "")[0]["embeddings"])
+    torch.testing.assert_close(vectors[0], vectors[1], atol=1e-6, rtol=0)
 
 
 WRONG_CONFIGS = [
@@ -262,7 +225,7 @@ WRONG_CONFIGS = [
     ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ({"hidden_size": None}, "hidden_size is None"),
     ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
-    ({"num_attention_heads": 3}, "no multiple of num_attention_heads 3"),
+    ({"num_attention_heads": 3}, "no multiple of num_attention_heads"),
     ({"hidden_size": 16}, f"word_embeddings.weight is [{len(VOCAB)}, 8], config.json asks for [{len(VOCAB)}, 16]"),
     ({"num_hidden_layers": 3}, "encoder.layer.2.attention.self.query.weight is missing"),
 ]
@@ -279,7 +242,7 @@ def test_wrong_weights(refuses, tmp_path):
         write_weights(weights, CONFIG | change)
         refuses(arguments, words, weights)
     write_weights(weights)
-    for text, words in (("{", "not valid JSON"), ("[1]", "holds no JSON object but [1]")):
+    for text, words in (("{", "not a JSON object"), ("[1]", "not a JSON object")):
         (weights / "config.json").write_text(text)
         refuses(arguments, weights / "config.json", words)
     for token in VOCAB[:4]:
@@ -288,7 +251,7 @@ def test_wrong_weights(refuses, tmp_path):
     write_weights(weights, vocab=[*VOCAB, "more"])
     refuses(arguments, "vocab.txt has more tokens than")
     (weights / "vocab.txt").write_bytes(b"caf\xe9")
-    refuses(arguments, "vocab.txt is not valid UTF-8 (byte 4)")
+    refuses(arguments, "vocab.txt is not valid UTF-8", "position 3")
     write_weights(weights, drop=["embeddings.LayerNorm.bias"])
     refuses(arguments, "embeddings.LayerNorm.bias is missing")
     write_weights(weights, **{"embeddings.LayerNorm.bias": torch.full((8,), torch.nan)})
@@ -319,15 +282,16 @@ def test_wrong_embeddings(refuses, tiny_data, tmp_path):
     refuses(["--embeddings", path], path, "is not a file")
     given(["has no tensor `embeddings`, but item, vectors"], vectors=good, item=item)
     given([f"has {N - 1} rows, but {data.folder} {N} texts"], embeddings=good[1:].clone())
-    given(["[120]"] if N == 30 else [f"[{4 * N}]"], embeddings=good.flatten())
+    given([f"[{4 * N}]"], embeddings=good.flatten())
     given(["width 2 or more"], embeddings=good[:, :1].clone())
     given(["torch.int64"], embeddings=good.long())
-    given([f"row 3 (item {name}) holds nan", "2 row(s)"], embeddings=changed(changed(good, 2, torch.nan), 5, torch.inf))
-    given(["row 3", "holds inf"], embeddings=changed(good.double(), 2, 1e300))  # too large for float32
-    given(["all", "rows are the same"], embeddings=torch.ones(N, 4))
+    broken = changed(changed(good, 2, torch.nan), 5, torch.inf)
+    given([f"row 3 (item {name}) holds", "not finite", "2 row(s)"], embeddings=broken)
+    given(["row 3", "not finite"], embeddings=changed(good.double(), 2, 1e300))  # beyond float32
     given(["`item` is torch.float32"], embeddings=good, item=item.float())
     given(["`item`", f"[{N + 1}]"], embeddings=good, item=torch.arange(N + 1))
-    given([f"row 3 (item {name}) is for item number 999, not {item[2]}", "1 row(s)"], embeddings=good, item=changed(item, 2, 999))
+    other = changed(item, 2, 999)
+    given([f"row 3 (item {name}) is for another", "1 row(s)"], embeddings=good, item=other)
     for size in (0, 5, 100):
         safetensors.torch.save_file({"embeddings": good}, path)
         path.write_bytes(path.read_bytes()[:size])

@@ -18,48 +18,53 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def torchrun(*arguments):
-    """Run a script in two processes over gloo on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    """Run a script in two processes over gloo on this machine -> what they print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "--", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = dict(capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, **pipes)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def compare(one, two, name, tolerance):
+def compare(one, two, name):
     a, b = (saerec.load_artifact(run / name, "")[0] for run in (one, two))
     assert a.keys() == b.keys()
     for key in a:
-        torch.testing.assert_close(b[key], a[key], atol=tolerance, rtol=1e-3, msg=lambda text: f"{key}: {text}")
+        torch.testing.assert_close(b[key], a[key], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("flags", ["", "--paper"])
-def test_model(tmp_path, tiny_run, flags):
-    """Dropout is off, since processes draw their own; the moving averages of --paper are summed over processes too."""
-    one, two = copy_run(tiny_run, tmp_path / "one"), copy_run(tiny_run, tmp_path / "two")
-    settings = [*SMALL["model"].split(), "--dropout", "0", "--seed", "3", "--device", "cpu", *flags.split()]
-    assert model.main(["--run", str(one), *settings]) == 0
-    out = torchrun(ROOT / "model.py", "--run", two, *settings)
+@pytest.mark.parametrize("name", ["grounded", "saerec"])
+def test_model(tmp_path, tiny_run, name):
+    """Dropout is off, since processes draw their own; SAERec's moving averages are summed too."""
+    one, two = (copy_run(tiny_run, tmp_path / n) for n in ("one", "two"))
+    flags = f"--model {name} {SMALL['model']} {SMALL.get(name, '')} --dropout 0 --seed 3"
+    flags = [*flags.split(), "--device", "cpu"]
+    assert model.main(["--run", str(one), *flags]) == 0
+    out = torchrun(ROOT / "model.py", "--run", two, *flags)
     assert len(re.findall("best epoch", out)) == 1  # the second process is silent
-    compare(one, two, "model.safetensors", 1e-4)
-    first, second = ([line.split(",")[2:] for line in (run / "log.csv").read_text().splitlines()[1:]] for run in (one, two))
-    for a, b in zip(first, second, strict=True):
-        assert [float(x) for x in a] == pytest.approx([float(x) for x in b], rel=1e-3)
+    compare(one, two, f"{name}.safetensors")
+    logs = ((run / f"{name}_log.csv").read_text().splitlines()[1:] for run in (one, two))
+    for a, b in zip(*logs, strict=True):
+        numbers = [[float(x) for x in line.split(",")[2:]] for line in (a, b)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
 
 
 def test_sae(tmp_path, tiny_run):
-    one, two = copy_run(tiny_run, tmp_path / "one"), copy_run(tiny_run, tmp_path / "two")
-    settings = [*SMALL["sae"].split(), "--steps", "60", "--dead-after", "0.3", "--batch", "15", "--device", "cpu"]
-    assert sae.main(["--run", str(one), *settings]) == 0
-    torchrun(ROOT / "sae.py", "--run", two, *settings)
-    compare(one, two, "sae.safetensors", 1e-4)
+    one, two = (copy_run(tiny_run, tmp_path / n, "embeddings*") for n in ("one", "two"))
+    flags = f"{SMALL['sae']} --steps 60 --dead-after 0.3 --batch 15 --device cpu".split()
+    assert sae.main(["--run", str(one), *flags]) == 0
+    torchrun(ROOT / "sae.py", "--run", two, *flags)
+    compare(one, two, "sae.safetensors")
     log = (two / "sae_log.csv").read_text().splitlines()
-    assert any(float(line.split(",")[-1]) > 0 for line in log[1:])  # auxk had dead latents to revive
+    assert any(float(line.split(",")[-1]) > 0 for line in log[1:])  # auxk had latents to revive
 
 
 def test_more_processes_than_rows(tmp_path, tiny_run):
     """A batch of one row leaves a process idle, which takes part with no position."""
-    one, two = copy_run(tiny_run, tmp_path / "one"), copy_run(tiny_run, tmp_path / "two")
-    settings = [*SMALL["model"].split(), "--dropout", "0", "--batch", "1", "--epochs", "1", "--negatives", "8", "--device", "cpu"]
-    assert model.main(["--run", str(one), *settings]) == 0
-    torchrun(ROOT / "model.py", "--run", two, *settings)
-    compare(one, two, "model.safetensors", 1e-4)
+    one, two = (copy_run(tiny_run, tmp_path / n) for n in ("one", "two"))
+    flags = f"{SMALL['model']} --dropout 0 --batch 1 --epochs 1 --device cpu".split()
+    assert model.main(["--run", str(one), *flags]) == 0
+    torchrun(ROOT / "model.py", "--run", two, *flags)
+    compare(one, two, "grounded.safetensors")

@@ -1,0 +1,700 @@
+"""Write what is generated in the documentation from the committed results.
+
+    python studies/docs.py            docs/results.md, docs/speed.md and README's table of results
+    python studies/docs.py --check    write nothing; status 2 if any of them is out of date
+
+studies/results/ holds what was measured: ablation_NAME.json and interpret_NAME.json of a data set,
+by studies/ablate.py and interpret.py, and speed.json, by studies/speed.py. The text around the
+numbers is in this file.
+"""
+
+import dataclasses
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from saerec import UserError, run_command, setting, write_lines  # noqa: E402
+
+from studies.choose import standard_error  # noqa: E402
+from studies.significance import verdict, with_spread  # noqa: E402
+
+BEGIN = "<!-- results -->"
+END = "<!-- /results -->"
+GENERATED = "<!-- Written by `python studies/docs.py` from studies/results; don't edit. -->"
+README_ROWS = {
+    "scientific": (
+        "SASRec",
+        "SAERec",
+        "Grounded",
+        "shuffled codes",
+        "SASRec + item kNN by intents",
+    ),
+    "beauty": ("SASRec", "SAERec", "Grounded"),
+}
+
+# The first results were measured before there were three models: what their rows are called here
+
+FORMER = "former default"
+FORMER_NAMES = {
+    "SAERec": FORMER,
+    "SAERec + item kNN by users": f"{FORMER} + item kNN by users",
+    "paper's parts alone": "SAERec (the paper)",
+}
+FORMER_README_ROWS = {
+    "scientific": (
+        "SASRec",
+        "SAERec (the paper)",
+        FORMER,
+        "no branches",
+        "shuffled codes",
+        "SASRec + item kNN by intents",
+    ),
+    "beauty": ("SASRec", FORMER),
+}
+# Rows whose name says what was changed, but not of what
+README_NAMES = {"shuffled codes": "Grounded, shuffled codes"}
+FORMER_README_NAMES = {name: f"{FORMER}, {name}" for name in ("no branches", "shuffled codes")}
+FORMER_COMMITS = {"scientific": "commits eed247e to 3b1eae7", "beauty": "commit 30121ef"}
+FORMER_MODELS = (
+    (
+        FORMER,
+        "SAERec",
+        "personal and public branches, items E_v = e_v + sum_j code_vj (P d_j + p_j), a match over "
+        "the history's 20 strongest intents, a loss that also predicts the next item's intents",
+    ),
+    (
+        "SAERec (the paper)",
+        "paper's parts alone",
+        "the branches alone, retrieval by similarity: today's `--model saerec`",
+    ),
+    (
+        "no branches",
+        "the same",
+        "nearest to today's Grounded, which has neither P d_j nor the next-intent loss",
+    ),
+    ("no match", "the same", "with branches; k-means and PCA are compared with this row"),
+    ("neither match nor branches", "the same", "items with intents, and the next-intent loss"),
+    ("match alone", "the same", "SASRec and the match: no intents in items, no branches"),
+    ("items not grounded", "the same", "E_v = e_v"),
+    ("items grounded by P alone", "the same", "E_v = e_v + sum_j code_vj P d_j"),
+    ("SASRec + text", "the same", "a mean text vector added to the item's, no match"),
+)
+# Rows that were trained without the match, and the row to compare each with
+FORMER_LIKE = {
+    "k-means": "no match",
+    "PCA": "no match",
+    "SASRec + text": "neither match nor branches",
+}
+FORMER_GROUPS = {
+    "scientific": (
+        "*Short histories* and *rare targets* are groups at or below the lower third's quantile, "
+        "whose value many users share, so they are no thirds: histories of at most 5 items, 39.2% "
+        "of the users, and targets of at most 5 training interactions, 35.0%."
+    ),
+    "beauty": (
+        "*Short histories* and *rare targets* are groups at or below the lower third's quantile, "
+        "whose value many users share, so they are no thirds: histories of at most 6 items, 50.9% "
+        "of the users, and targets of at most 7 training interactions, 37.0%."
+    ),
+}
+FORMER_TUNING = (
+    "All trained models share code, width 64 and budget, and stop after 5 epochs without a better "
+    "validation NDCG@10. The same small grid was tried for SASRec, SASRec + text, k-means and the "
+    "former default on scientific's validation with seed 0: dropout .2 instead of .5, learning "
+    "rate 3e-3 instead of 1e-3. None gained more than seeds differ by, so all keep the defaults; "
+    "GRU4Rec and BPR-MF, which these don't suit, have the best of theirs. Item kNN's decay and its "
+    "weight beside a model were chosen on validation, as was the match's weight. L1's penalty is "
+    "the one at which it rebuilds held-out texts about as well as TopK (FVU .415 with 26 active "
+    "latents per text, against .395 with 8). One thread per model, two or three at a time on 2 "
+    "cores of an AMD EPYC with AVX-512, so seconds are more than on free cores."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DocsSettings:
+    """Write what is generated in the documentation."""
+
+    results: str = setting("studies/results", "folder of committed results", unit="path")
+    docs: str = setting("docs", "folder of results.md and speed.md", unit="path")
+    readme: str = setting("README.md", "file with the two markers", unit="path")
+    check: bool = setting(False, "only say what is out of date")
+
+
+# Reading
+
+
+def read_report(path, keys):
+    """A JSON file of results with these keys at least -> dict. Raises UserError."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "restore it with git, or measure again"
+        raise UserError(f"{path} cannot be read ({error}): {remedy}") from error
+    if not isinstance(report, dict) or not keys <= report.keys():
+        wanted = ", ".join(sorted(keys))
+        raise UserError(f"{path} lacks some of {wanted}: restore it with git, or measure again")
+    return report
+
+
+def read_ablations(folder):
+    """Reports of ablation_*.json, their former rows renamed -> list of dicts. Raises UserError."""
+    keys = {"dataset", "users", "protocol", "seeds", "rows", "tests", "verdict"}
+    reports = [read_report(path, keys) for path in sorted(folder.glob("ablation_*.json"))]
+    if not reports:
+        raise UserError(f"{folder} has no ablation_*.json: make one with `studies/ablate.py --out`")
+    reports = [today(report) for report in reports]
+    return sorted(reports, key=lambda report: (report["former"], -len(report["rows"])))
+
+
+def today(report):
+    """A report of ablation with today's names of its rows; `former` says whether it is old."""
+    report = report | dict(former=report["rows"][0]["name"] == "SAERec")
+    if not report["former"]:
+        return report
+    rows = [row | dict(name=FORMER_NAMES.get(row["name"], row["name"])) for row in report["rows"]]
+    tests = []
+    for test in report["tests"]:
+        names = {side: FORMER_NAMES.get(test[side], test[side]) for side in ("a", "b")}
+        tests.append(test | names)
+    return report | dict(rows=rows, tests=tests)
+
+
+# Markdown
+
+
+def paragraph(text, begin=""):
+    """Text in lines of at most 100 columns; begin: the mark of a point in a list."""
+    inset = " " * len(begin)
+    layout = dict(initial_indent=begin, subsequent_indent=inset, break_long_words=False)
+    return textwrap.fill(text, 100, break_on_hyphens=False, **layout)
+
+
+def bullets(sentences):
+    """A list of sentences, a point each."""
+    return "\n".join(paragraph(sentence, "- ") for sentence in sentences)
+
+
+def table(header, rows):
+    """A table of strings."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def means(report, metric="NDCG@10"):
+    """Name of each row -> its mean."""
+    return {row["name"]: row[metric]["mean"] for row in report["rows"]}
+
+
+def in_decimals(values, name):
+    """The value of a row, to four decimals."""
+    return f"{values[name]:.4f}"
+
+
+def share(values, name, reference):
+    """How much more a row has than another, in percent."""
+    return f"{values[name] / values[reference] - 1:+.1%}"
+
+
+# The ablation
+
+
+def tested(report, name):
+    """Difference and p of a row's paired tests; against what, if references differ."""
+    references = {test["a"] for test in report["tests"]}
+    cells = []
+    for test in report["tests"]:
+        if test["b"] == name:
+            cell = f"{-test['difference']:+.4f}, {test['p_holm']:.2g}"
+            if len(references) > 1:
+                cell += f" against {test['a']}"
+            cells.append(cell)
+    return "; ".join(cells)
+
+
+def ablation_table(report):
+    """A row per configuration, the highest NDCG@10 first."""
+    groups = list(report["rows"][0]["groups"])
+    header = ["", "NDCG@10", "HR@10", "validation NDCG@10", "difference, p (Holm)"]
+    header += [*groups, "parameters", "seconds"]
+    lines = []
+    for row in sorted(report["rows"], key=lambda row: -row["NDCG@10"]["mean"]):
+        valid = row["valid NDCG@10"]
+        valid = "" if valid is None else f"{valid:.4f}"
+        cells = [row["name"], with_spread(row["NDCG@10"]), with_spread(row["HR@10"]), valid]
+        cells.append(tested(report, row["name"]))
+        cells += [f"{row['groups'][group]:.4f}" for group in groups]
+        lines.append([*cells, f"{row['params']:,}", f"{row['seconds']:.0f}"])
+    return table(header, lines)
+
+
+def fair_verdict(report):
+    """The verdict of a report; of a former one, without rows whose reference had the match."""
+    if not report["former"]:
+        return report["verdict"]
+    unlike = [name for name in FORMER_LIKE if name != "SASRec + text"]
+    tests = [test for test in report["tests"] if test["b"] not in unlike]
+    return verdict(report["rows"], tests)
+
+
+def like_with_like(report):
+    """Sentences that compare former rows without the match with what had none either."""
+    mean = means(report)
+    for name, reference in FORMER_LIKE.items():
+        if report["former"] and {name, reference} <= mean.keys():
+            pair = f"{in_decimals(mean, name)} against {in_decimals(mean, reference)}"
+            yield (
+                f"{name} was trained without the match, so compare it with the row *{reference}*: "
+                f"{pair} ({share(mean, name, reference)}). The table's difference and p are "
+                f"against the {FORMER}, which has the match."
+            )
+
+
+def former_findings(report):
+    """What the whole former ablation says, disappointing results first."""
+    mean = means(report)
+    p = {test["b"]: f"p = {test['p_holm']:.2g}" for test in report["tests"]}
+    rare = {row["name"]: row["groups"]["rare targets"] for row in report["rows"]}
+
+    def of(name):
+        return in_decimals(mean, name)
+
+    return [
+        f"The paper's model alone is not above its control: {of('SAERec (the paper)')} against "
+        f"SASRec's {of('SASRec')} ({share(mean, 'SAERec (the paper)', 'SASRec')}).",
+        f"Branches bring the former default nothing: {of(FORMER)} with both, {of('no branches')} "
+        f"without ({p['no branches']}). Nor does it matter how they are joined, unless by "
+        f"concatenation ({of('fusion by concatenation')}), or how personal intents are found.",
+        f"The SAE's directions are not told apart from random ones, its codes kept: "
+        f"{of('random vectors')} ({p['random vectors']}).",
+        f"Where neither has the match, k-means' codes have {of('k-means')}, the SAE's "
+        f"{of('no match')}.",
+        f"Trained use of the intents is not told apart from untrained: item kNN by intents, added "
+        f"to a finished SASRec, has {of('SASRec + item kNN by intents')}, by dense texts "
+        f"{of('SASRec + item kNN by texts')}.",
+        f"Other users know what intents don't: item kNN by users, added to the former default, "
+        f"has {of(FORMER + ' + item kNN by users')}.",
+        f"On rare targets untrained neighbours by texts are better than all trained models "
+        f"({rare['item kNN by texts']:.4f}; former default {rare[FORMER]:.4f}).",
+        f"1.22 times the control was hoped for; it is {mean[FORMER] / mean['SASRec']:.2f} times.",
+        f"What texts say does bring a gain: {share(mean, FORMER, 'SASRec')} over SASRec "
+        f"({p['SASRec']}). With the codes of another item it is "
+        f"{share(mean, 'shuffled codes', 'SASRec')}.",
+        f"It comes from two places: items that have their intents "
+        f"({of('neither match nor branches')} without the rest) and the match "
+        f"({of('match alone')}); both, {of('no branches')}.",
+    ]
+
+
+def beauty_findings(report):
+    """How the former default and its control stand beside published figures."""
+    mean = means(report)
+    hits = means(report, "HR@10")
+    ours = f"{mean[FORMER]:.4f} / {hits[FORMER]:.4f}"
+    control = f"{mean['SASRec']:.4f} / {hits['SASRec']:.4f}"
+    return [
+        f"Published on the same file, NDCG@10 / HR@10: PixelRec (images and an 8B vision-language "
+        f"model) .0703 / .1194, which the former default's {ours} does not reach; repLLaMA4Rec "
+        f"(unreviewed) .0631 / .1119; WEARec .0614 / .1041, the highest we found among models of "
+        f"ids and texts with first-hand logs on this file; BSARec .0611 / .1008.",
+        f"The control has {control}; SASRec as others trained it at its best, .0531 / .0921.",
+        f"The former default is {share(mean, FORMER, 'SASRec')} over its control in NDCG@10, "
+        f"{share(hits, FORMER, 'SASRec')} in HR@10.",
+    ]
+
+
+def findings(report):
+    """Sentences on a former report whose rows are known; of any other the numbers speak."""
+    if is_whole_former(report):
+        return former_findings(report)
+    if report["former"] and report["dataset"] == "beauty":
+        return beauty_findings(report)
+    return []
+
+
+def is_whole_former(report):
+    """Whether a report is the former ablation with all its rows."""
+    return report["former"] and report["dataset"] == "scientific"
+
+
+def former_note(report):
+    """What the reader of a former report must know first."""
+    commits = FORMER_COMMITS.get(report["dataset"], "a commit")
+    said = (
+        f"Measured at {commits} from before there were the three models of today. The default "
+        f'then, "SAERec" in the JSON and *{FORMER}* here, is none of them; the paper\'s model is '
+        f"the row *SAERec (the paper)*. Other rows are baselines, or the {FORMER} with what their "
+        "names say changed."
+    )
+    header = ["here", "in the JSON", "what it is"]
+    present = means(report).keys()
+    return [paragraph(said), table(header, [one for one in FORMER_MODELS if one[0] in present])]
+
+
+def ablation_section(report):
+    """Everything on one data set's ablation -> list of blocks."""
+    seeds = report["seeds"]
+    count = seeds if isinstance(seeds, int) else len(seeds)
+    blocks = [f"## Ablation: {report['dataset']}"]
+    if report["former"]:
+        blocks = [f"## Ablation of the {FORMER}: {report['dataset']}", *former_note(report)]
+    of = f"{report['users']:,} users, mean ± standard deviation over {count} seed(s)"
+    reference = "the row's reference"
+    if len({test["a"] for test in report["tests"]}) == 1:
+        reference = report["tests"][0]["a"]
+    blocks.append(
+        paragraph(
+            f"{of}. *Difference* is a row's NDCG@10 less that of {reference}, with p of the paired "
+            f"test. Groups are NDCG@10; seconds are of training and ranking, per seed."
+        )
+    )
+    if report["former"] and report["dataset"] in FORMER_GROUPS:
+        blocks.append(paragraph(FORMER_GROUPS[report["dataset"]]))
+    if is_whole_former(report):
+        blocks.append(paragraph(FORMER_TUNING))
+    points = [*findings(report), *like_with_like(report)]
+    if points:
+        blocks.append(bullets(points))
+    blocks.append(ablation_table(report))
+    return [*blocks, paragraph(f"The verdict, made from these numbers: *{fair_verdict(report)}*")]
+
+
+# Interpretability
+
+
+def label_cell(one):
+    """Median AUROC of labels and the share above 0.8, in a cell; one: of a report, or None."""
+    if not one:
+        return ""
+    of = f"{one['intents']} judged"
+    if "of" in one:
+        of += f" of {one['of']:,}"
+    if not one["intents"]:
+        return of
+    return f"{one['median']:.2f}, {one['above_08']:.0%}; {of}"
+
+
+def same_cell(one):
+    """How alike two libraries are, in a cell; one: of a report, or None."""
+    if not one:
+        return ""
+    return f"{one['mean_cosine']:.2f}, {one['above_07']:.0%}"
+
+
+def deletion_cell(one):
+    """Ranks of the deletion test, in a cell; one: of a report, or None."""
+    if not one or not one["users"]:
+        return ""
+    ranks = f"{one['rank_without_largest']:.1f}, {one['rank_without_random']:.1f}"
+    return f"{ranks} (p = {one['p']:.2g}, {one['users']} users)"
+
+
+def interpret_table(reports):
+    """A column per data set, a row per measure."""
+    names = dict.fromkeys(name for report in reports for name in report["labels"])
+    rows = []
+    for name in names:
+        cells = [report["labels"].get(name) for report in reports]
+        rows.append([f"labels of {name}", *map(label_cell, cells)])
+    measures = (
+        ("intents among another seed's", "stability", same_cell),
+        ("intents among random directions", "floor", same_cell),
+        ("best item without its largest term, without a random one", "deletion", deletion_cell),
+    )
+    for name, key, cell in measures:
+        found = [report.get(key) for report in reports]
+        if any(found):
+            rows.append([name, *map(cell, found)])
+    return table(["", *(report["dataset"] for report in reports)], rows)
+
+
+def interpret_findings(report):
+    """What interpret measured on one data set, in sentences, disappointing results first."""
+    of = report["dataset"]
+    same = report["stability"]
+    floor = ""
+    if "floor" in report:
+        floor = f" ({report['floor']['mean_cosine']:.2f} among random directions)"
+    yield (
+        f"{of}: another seed's SAE has a direction with a cosine above .7 for "
+        f"{same['above_07']:.0%} of the intents; the mean best cosine is "
+        f"{same['mean_cosine']:.2f}{floor}."
+    )
+    own = report["labels"]["SAE"]
+    clusters = report["labels"].get("k-means, clusters as large")
+    if clusters is None:
+        few = report["labels"]["k-means"]["intents"]
+        yield (
+            f"{of}: only {few} of k-means' clusters fire on 3 held-out texts, since there are as "
+            "many clusters as intents and a text is in one alone; their row says little."
+        )
+    elif own["intents"] and clusters["intents"]:
+        yield (
+            f"{of}: labels of k-means' clusters that are as large as intents have a median AUROC "
+            f"of {clusters['median']:.2f}, the SAE's labels {own['median']:.2f}."
+        )
+
+
+def row_name(row):
+    """A row of the recovery table in words."""
+    if row["K"] is None:
+        return f"{row['method']} (M = {row['M']:,})"
+    return f"{row['method']} (K = {row['K']}, M = {row['M']:,})"
+
+
+def recovery_rows(report):
+    """Rows of the recovery table of one planted world."""
+    for row in report["recovery"]:
+        K = "" if row["K"] is None else str(row["K"])
+        cells = [row["method"], K, f"{row['M']:,}", f"{row['recovered']:.0%}"]
+        yield [*cells, *(f"{row[key]:.2f}" for key in ("mean_cosine", "auroc", "isolation"))]
+
+
+def interpret_section(folder):
+    """Everything that studies/interpret.py measured -> list of blocks. Raises UserError."""
+    keys = {"dataset", "labels", "stability"}
+    reports = [read_report(path, keys) for path in sorted(folder.glob("interpret_*.json"))]
+    if not reports:
+        return []
+    reports.sort(key=lambda report: "recovery" in report)
+    blocks = ["## Can the intents be understood?"]
+    if not all("floor" in report for report in reports):
+        said = (
+            "What has no random directions beside it was measured at commits ce92351 (scientific) "
+            f"and 7d53c04 (planted), the deletion test with the {FORMER}."
+        )
+        blocks.append(paragraph(said))
+    blocks.append(
+        paragraph(
+            "Labels: AUROC with which a label's words alone tell held-out texts that the intent "
+            "fires on, in the median, and the share above 0.8; judged are intents that fire on 3 "
+            "held-out texts or more. Intents among others: mean best cosine, share above 0.7. "
+            "Deletion: mean rank of a user's best item once a term is taken from its score."
+        )
+    )
+    blocks.append(bullets(said for report in reports for said in interpret_findings(report)))
+    blocks.append(interpret_table(reports))
+    for report in reports:
+        if "recovery" in report:
+            blocks += recovery_section(report)
+    return blocks
+
+
+def recovery_section(report):
+    """How well methods find the true intents of a planted world -> list of blocks."""
+    highest = []
+    for key, name in (("mean_cosine", "cosine"), ("auroc", "AUROC"), ("isolation", "isolation")):
+        best = max(report["recovery"], key=lambda row: row[key])
+        highest.append(f"{name} {row_name(best)}")
+    said = (
+        f"The highest of each column: {', '.join(highest)}. Recovered: true directions with a "
+        "cosine above 0.9. AUROC: of the latent that tells a true intent's texts best, chosen on "
+        "one half of the texts, on the other half. Isolation: by how much that latent tells its "
+        "intent better than any other."
+    )
+    header = ["method", "K", "M", "recovered", "mean best cosine", "AUROC", "isolation"]
+    title = f"### Recovery of the true intents: {report['dataset']}"
+    return [title, paragraph(said), table(header, recovery_rows(report))]
+
+
+def choice_row(report, name):
+    """A row of the table of a choice: mean over seeds, and against the first row, seed by seed."""
+    first = next(iter(report["valid"].values()))
+    values = report["valid"][name]
+    mean = sum(values.values()) / len(values)
+    cells = [report["dataset"], name, f"{mean:.4f} ±{standard_error(list(values.values())):.4f}"]
+    differences = [value - first[seed] for seed, value in values.items()]
+    gain = sum(differences) / len(differences)
+    if any(differences):
+        return [*cells, f"{gain:+.4f} ±{standard_error(differences):.4f}"]
+    return [*cells, ""]
+
+
+def choice_section(folder):
+    """What was chosen on validation by studies/choose.py -> list of blocks. Raises UserError."""
+    keys = {"dataset", "valid", "model_flags"}
+    reports = [read_report(path, keys) for path in sorted(folder.glob("choice_*.json"))]
+    if not reports:
+        return []
+    seeds = {len(values) for report in reports for values in report["valid"].values()}
+    said = (
+        "Validation NDCG@10 of Grounded, of it with parts of the former default put back, and of its "
+        f"control; mean ± standard error over {in_words(seeds)} seeds, by `studies/choose.py` with "
+        f"`{reports[0]['model_flags']}`; test items were not ranked. The difference is taken seed by "
+        "seed. A part was to stay if it earns more than one standard error on either data set."
+    )
+    rows = [choice_row(report, name) for report in reports for name in report["valid"]]
+    header = ["data", "row", "validation NDCG@10", "against Grounded"]
+    return ["## What Grounded holds", paragraph(said), table(header, rows)]
+
+
+def in_words(counts):
+    """Numbers of seeds, smallest and largest -> str."""
+    if len(counts) == 1:
+        return str(min(counts))
+    return f"{min(counts)} to {max(counts)}"
+
+
+def results_document(folder, ablations):
+    """docs/results.md -> str. Raises UserError."""
+    protocol = [
+        f"Protocol, the same for all: {ablations[0]['protocol']}.",
+        "A model's test items are ranked once per seed. All rows of a table have the same data and "
+        "seeds. The test makes 10,000 permutations, so among n comparisons no p can be under n / "
+        "10,001.",
+    ]
+    blocks = ["# Results", GENERATED, "## What was measured", *map(paragraph, protocol)]
+    blocks += choice_section(folder)
+    for report in ablations:
+        blocks += ablation_section(report)
+    blocks += interpret_section(folder)
+    return "\n\n".join(blocks) + "\n"
+
+
+# Speed
+
+SPEED_NOTES = (
+    "Sampled softmax (studies/sampled.py) is quicker per epoch but learned less in the same epochs "
+    "(commit 99713b1, Intel Xeon): validation NDCG@10 of SASRec on beauty after 12 epochs .0648 "
+    "with all items, .0509 with 256 negatives, .0605 with 1,024, .0638 with 4,096. So the full "
+    "softmax is the default.",
+    "The SAE's gather of K rows pays from some 4,096 latents on; with 1,024 the dense formulation "
+    "was mostly the faster one (commit 9fecbc1).",
+    "The floor counts matrix products alone, at the rate of square ones. The products of the "
+    "catalogue's scores have inner size 64, the width, and reached less than half of that rate "
+    "(commit 9fecbc1, AVX-512).",
+    "A corpus larger than memory trains: with 1.43 GiB of embeddings under a limit of 1 GiB sae.py "
+    "took 1.8 s per step on one thread, because rows are read at random from the disk; it was "
+    "stopped after 225 of 300 steps.",
+    "An epoch of Beauty takes the authors' code 490 s on 2 cores with AVX2, half as wide as "
+    "AVX-512.",
+)
+
+
+def former_speed_name(name):
+    """What a row of a former speed.json measured, in today's names."""
+    if "SAERec --paper" in name:
+        return name.replace("SAERec --paper", "SAERec")
+    return name.replace("SAERec", FORMER)
+
+
+def speed_rows(report):
+    """Rows of the table of a speed.json, in today's names."""
+    for row in report["rows"]:
+        name = row["name"]
+        if is_former_speed(report):
+            name = former_speed_name(name)
+        value = f"{row['value']:,.0f}" if row["value"] >= 100 else f"{row['value']:.3g}"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        yield [name, value, row["unit"].replace("s an epoch", "s per epoch"), row["against"], ratio]
+
+
+def is_former_speed(report):
+    """Whether a speed.json is of the time before there were three models."""
+    return "bench.py" in report["command"]
+
+
+def speed_document(report):
+    """docs/speed.md -> str."""
+    blocks = ["# Speed", GENERATED]
+    if is_former_speed(report):
+        said = (
+            f"Measured before there were the three models of today: *{FORMER}* is none of them "
+            "(see results.md); SAERec is the paper's model, whose loop over prefixes it is."
+        )
+        blocks.append(paragraph(said))
+    machine = f"{report['machine']}, torch {report['torch']}, commit {report['commit']}"
+    said = f"On {machine}. What is compared took turns in one process; ratios are of medians."
+    blocks += [paragraph(said), f"    {report['command']}"]
+    blocks.append(table(["what", "value", "unit", "against", "ratio"], list(speed_rows(report))))
+    return "\n\n".join([*blocks, bullets(SPEED_NOTES)]) + "\n"
+
+
+# README
+
+
+def readme_table(ablations):
+    """README's table of results -> str: data sets and rows of README_ROWS, those that there are."""
+    rows = []
+    latest = {report["dataset"]: report for report in reversed(ablations)}  # before former ones
+    shown = [report for report in ablations if report is latest[report["dataset"]]]
+    for report in shown:
+        chosen = README_ROWS
+        shown_as = README_NAMES
+        if report["former"]:
+            chosen = FORMER_README_ROWS
+            shown_as = FORMER_README_NAMES
+        by_name = {row["name"]: row for row in report["rows"]}
+        mean = means(report)
+        for name in chosen.get(report["dataset"], ()):
+            if name in by_name:
+                row = by_name[name]
+                cells = [report["dataset"], shown_as.get(name, name)]
+                cells += [with_spread(row[metric]) for metric in ("NDCG@10", "HR@10")]
+                against = "" if name == "SASRec" else share(mean, name, "SASRec")
+                rows.append([*cells, against])
+    blocks = [table(["data", "model", "NDCG@10", "HR@10", "against SASRec"], rows)]
+    if any(report["former"] for report in shown):
+        said = (
+            f"*{FORMER}* is what was ours before there were three models; docs/results.md says "
+            "what it was made of."
+        )
+        blocks.append(paragraph(said))
+    return "\n\n".join(blocks)
+
+
+def read_exactly(path):
+    """A text file with its line ends as they are -> str."""
+    return path.read_bytes().decode("utf-8")
+
+
+def with_table(path, text):
+    """The file with a text between its two markers -> str. Raises UserError if it lacks them."""
+    content = read_exactly(path)
+    once = content.count(BEGIN) == content.count(END) == 1
+    before, begin, rest = content.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(f"{END}\n")
+    if not (once and begin and end):
+        problem = f"{path} lacks the lines {BEGIN} and {END}, once each"
+        raise UserError(f"{problem}: put both back where the table of results belongs")
+    return f"{before}{begin}\n{text}\n\n{end}{after}"
+
+
+# All of it
+
+
+def generated(settings):
+    """What each generated file should hold: {path: str}. Raises UserError."""
+    results = Path(settings.results)
+    docs = Path(settings.docs)
+    readme = Path(settings.readme)
+    ablations = read_ablations(results)
+    speed = read_report(results / "speed.json", {"machine", "torch", "commit", "command", "rows"})
+    return {
+        docs / "results.md": results_document(results, ablations),
+        docs / "speed.md": speed_document(speed),
+        readme: with_table(readme, readme_table(ablations)),
+    }
+
+
+def write_docs(settings):
+    """Write what is generated, or say what is out of date. Raises UserError."""
+    outdated = []
+    for path, content in generated(settings).items():
+        if not path.is_file() or read_exactly(path) != content:
+            outdated.append((path, content))
+    names = ", ".join(str(path) for path, _ in outdated)
+    if settings.check and outdated:
+        raise UserError(f"{names}: not what {settings.results} says; run `python studies/docs.py`")
+    for path, content in outdated:
+        write_lines(path, [content.removesuffix("\n")])
+    print(f"written: {names or 'nothing, all is up to date'}")
+
+
+def main(argv=None):
+    return run_command(argv, __doc__, docs=(DocsSettings, write_docs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Choosing on validation: which rows, the standard error, resuming, and that test is not ranked."""
+
+import json
+
+import pytest
+
+import saerec
+from conftest import copy_run
+from studies import choose
+
+FLAGS = "--epochs 2 --width 8 --batch 24 --history 6"
+
+
+def test_standard_error_by_hand():
+    assert choose.standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / 3**0.5)  # deviation 1
+    assert choose.standard_error([1.0]) is None
+
+
+def test_rows_are_compared_on_validation_and_resumed(tmp_path, tiny_run, monkeypatch, capsys):
+    run = copy_run(tiny_run, tmp_path / "run", "[ei]*")
+    (run / "sae.safetensors").write_bytes((tiny_run / "sae.safetensors").read_bytes())
+    parts = []
+    real = saerec.rank_users
+
+    def spy(score, data, part, **more):
+        parts.append(part)
+        return real(score, data, part, **more)
+
+    monkeypatch.setattr("model.rank_users", spy)
+    argv = ["--run", run, "--only", "Grounded, SASRec", "--seeds", 2, "--model-flags", FLAGS]
+    argv = [*map(str, argv), "--out", str(tmp_path / "copy.json"), "--device", "cpu"]
+    assert choose.main(argv) == 0
+    assert set(parts) == {"valid"} and len(parts) == 2 * 2 * 2
+    report = json.loads((run / "choice.json").read_text())
+    assert {name: set(one) for name, one in report["valid"].items()} == {
+        "Grounded": {"0", "1"},
+        "SASRec": {"0", "1"},
+    }
+    assert (tmp_path / "copy.json").read_bytes() == (run / "choice.json").read_bytes()
+    out = capsys.readouterr().out
+    mean = sum(report["valid"]["SASRec"].values()) / 2
+    assert f"{mean:.4f} ±" in out
+    assert choose.main(argv) == 0 and len(parts) == 8  # nothing is trained again
+
+
+def test_rows_that_cannot_be_chosen(fails, tiny_run):
+    fails(choose.main, ["--run", tiny_run], "--only is missing")
+    fails(choose.main, ["--run", tiny_run, "--only", "Grounded,BPR-MF"], "'BPR-MF'", "choose among")

@@ -1,0 +1,295 @@
+"""Generated documentation against the committed results, and against small ones by hand."""
+
+import json
+import shutil
+
+import pytest
+
+import saerec
+from studies import docs
+from studies.significance import with_spread
+
+RESULTS = saerec.HERE / "studies" / "results"
+
+
+def row(name, ndcg, **more):
+    """A row of an ablation with one seed; everything but NDCG@10 is made up."""
+    cell = dict(mean=ndcg, std=None, per_seed=[ndcg])
+    groups = {"short histories": ndcg / 2, "rare targets": ndcg / 4}
+    one = dict(name=name, params=1234, seconds=5.4, groups=groups)
+    one |= {"valid NDCG@10": 2 * ndcg, "NDCG@10": cell, "HR@10": cell | dict(mean=3 * ndcg)}
+    return one | more
+
+
+def ablation(**more):
+    """A report as ablate.py writes it, with rows that are compared with different ones."""
+    rows = [row("Grounded", 0.09), row("SASRec", 0.08), row("SAERec", 0.075)]
+    rows += [row("popularity", 0.01, **{"valid NDCG@10": None}), row("SAERec, random", 0.05)]
+    tests = []
+    for a, b, p in (("Grounded", "SASRec", 0.002), ("Grounded", "popularity", 0.001)):
+        tests.append(dict(a=a, b=b, metric="NDCG@10", difference=0.01, p=p, p_holm=2 * p))
+    for a, b in (("SAERec", "SAERec, random"), ("SAERec", "SASRec")):
+        tests.append(dict(a=a, b=b, metric="NDCG@10", difference=-0.005, p=0.25, p_holm=0.5))
+    report = dict(dataset="scientific", users=9, protocol="P", seeds=[0], rows=rows, tests=tests)
+    return report | dict(verdict="Nothing is worse.") | more
+
+
+def write(path, report):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report))
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A folder with the committed results and a README with markers -> its flags for docs.py."""
+    shutil.copytree(RESULTS, tmp_path / "results")
+    (tmp_path / "README.md").write_text(f"before\n{docs.BEGIN}\nold\n{docs.END}\nafter\n")
+    flags = ["--results", tmp_path / "results", "--docs", tmp_path / "docs"]
+    return [*map(str, flags), "--readme", str(tmp_path / "README.md")]
+
+
+def test_the_documentation_says_what_was_measured(monkeypatch, capsys):
+    monkeypatch.chdir(saerec.HERE)
+    assert docs.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_every_number_is_in_the_documents(house, tmp_path):
+    assert docs.main(house) == 0
+    results = (tmp_path / "docs" / "results.md").read_text()
+    ablations = sorted(RESULTS.glob("ablation_*.json"))
+    interpreted = sorted(RESULTS.glob("interpret_*.json"))
+    assert ablations and interpreted
+    for report in docs.read_ablations(RESULTS):
+        for one in report["rows"]:
+            cells = [one["name"], with_spread(one["NDCG@10"]), with_spread(one["HR@10"])]
+            begin = f"| {' | '.join(cells)} |"
+            [line] = [line for line in results.split("\n") if line.startswith(begin)]
+            assert f" {one['params']:,} |" in line
+            for value in one["groups"].values():
+                assert f" {value:.4f} |" in line
+    for path in interpreted:
+        report = json.loads(path.read_text())
+        for label in report["labels"].values():
+            spread = f"{label['median']:.2f}, {label['above_08']:.0%}; {label['intents']} judged"
+            assert spread in results
+        for one in report.get("recovery", []):
+            found = f"{one['recovered']:.0%} | {one['mean_cosine']:.2f} | {one['auroc']:.2f}"
+            assert f"| {one['method']} | {one['K'] or ''} | {one['M']:,} | {found} |" in results
+    speed = (tmp_path / "docs" / "speed.md").read_text()
+    report = json.loads((RESULTS / "speed.json").read_text())
+    assert report["commit"] in speed and f"    {report['command']}\n" in speed
+    for one in report["rows"]:
+        value = f"{one['value']:,.0f}" if one["value"] >= 100 else f"{one['value']:.3g}"
+        assert f" | {value} | " in speed
+    assert speed.count("\n| ") == 2 + len(report["rows"])
+
+
+def test_text_is_at_most_100_columns(house, tmp_path):
+    assert docs.main(house) == 0
+    for path in [*(tmp_path / "docs").iterdir(), tmp_path / "README.md"]:
+        for line in path.read_text().split("\n"):
+            assert len(line) <= 100 or line.startswith("|"), (path, line)
+    assert max(map(len, (tmp_path / "README.md").read_text().split("\n"))) <= 100
+
+
+def test_readme_changes_between_its_markers_alone(house, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_bytes(f"a\r\n| b |\n\n{docs.BEGIN}\n{docs.END}\nc\u2028d\n".encode())
+    assert docs.main(house) == 0
+    content = readme.read_bytes().decode()
+    before, between, after = content.replace(docs.END, docs.BEGIN).split(docs.BEGIN)
+    assert (before, after) == ("a\r\n| b |\n\n", "\nc\u2028d\n")
+    assert between.startswith("\n\n| data | model |") and between.endswith("\n\n")
+    capsys.readouterr()
+    assert docs.main(house) == 0
+    assert "nothing, all is up to date" in capsys.readouterr().out
+    assert readme.read_bytes().decode() == content
+
+
+def test_readme_rows_by_hand(tmp_path):
+    write(tmp_path / "ablation_scientific.json", ablation())
+    said = docs.readme_table(docs.read_ablations(tmp_path))
+    assert said.split("\n")[2:] == [
+        "| scientific | SASRec | 0.0800 | 0.2400 |  |",
+        "| scientific | SAERec | 0.0750 | 0.2250 | -6.2% |",
+        "| scientific | Grounded | 0.0900 | 0.2700 | +12.5% |",
+    ]
+
+
+def test_new_results_stand_before_former_ones(house, tmp_path):
+    """A data set that was measured again has its new rows in README, and both in results.md."""
+    write(tmp_path / "results" / "ablation_scientific_again.json", ablation())
+    assert docs.main(house) == 0
+    readme = (tmp_path / "README.md").read_text()
+    assert "| scientific | Grounded | 0.0900 |" in readme
+    assert "| scientific | former default |" not in readme
+    assert "| beauty | former default |" in readme
+    results = (tmp_path / "docs" / "results.md").read_text()
+    new = results.index("\n## Ablation: scientific\n")
+    assert new < results.index("\n## Ablation of the former default: scientific\n")
+
+
+def test_a_section_by_hand(tmp_path):
+    write(tmp_path / "ablation_scientific.json", ablation())
+    [report] = docs.read_ablations(tmp_path)
+    *_, said, table, verdict = docs.ablation_section(report)
+    assert not report["former"]
+    assert said.startswith("9 users, mean ± standard deviation over 1 seed(s).")
+    header, _, *lines = table.split("\n")
+    assert header.split(" | ")[-4:-2] == ["short histories", "rare targets"]
+    assert lines == [
+        "| Grounded | 0.0900 | 0.2700 | 0.1800 |  | 0.0450 | 0.0225 | 1,234 | 5 |",
+        "| SASRec | 0.0800 | 0.2400 | 0.1600 | -0.0100, 0.004 against Grounded; "
+        "+0.0050, 0.5 against SAERec | 0.0400 | 0.0200 | 1,234 | 5 |",
+        "| SAERec | 0.0750 | 0.2250 | 0.1500 |  | 0.0375 | 0.0187 | 1,234 | 5 |",
+        "| SAERec, random | 0.0500 | 0.1500 | 0.1000 | +0.0050, 0.5 against SAERec | "
+        "0.0250 | 0.0125 | 1,234 | 5 |",
+        "| popularity | 0.0100 | 0.0300 |  | -0.0100, 0.002 against Grounded | "
+        "0.0050 | 0.0025 | 1,234 | 5 |",
+    ]
+    assert verdict.endswith("*Nothing is worse.*")
+
+
+def test_former_rows_have_todays_names(house, tmp_path):
+    """What was called SAERec then is not what is called so now."""
+    old = json.loads((RESULTS / "ablation_scientific.json").read_text())
+    mean = {one["name"]: one["NDCG@10"]["mean"] for one in old["rows"]}
+    for report in docs.read_ablations(RESULTS):
+        if report["former"] and report["dataset"] == "scientific":
+            now = docs.means(report)
+    assert now.keys() - mean.keys() == set(docs.FORMER_NAMES.values())
+    assert now["former default"] == mean["SAERec"]
+    assert now["SAERec (the paper)"] == mean["paper's parts alone"]
+    assert docs.main(house) == 0
+    results = (tmp_path / "docs" / "results.md").read_text()
+    _, _, section = results.partition("\n## Ablation of the former default: scientific\n\n")
+    assert section.startswith("Measured at commits eed247e to 3b1eae7")
+    note, _, rest = section.partition("| here | in the JSON | what it is |")
+    assert "none of them" in " ".join(note.split()) and "| former default | SAERec |" in rest
+    assert "39.2% of the users" in " ".join(rest.split())
+
+
+def test_like_is_compared_with_like():
+    """k-means and PCA had no match: the verdict leaves them out, a sentence compares them."""
+    for report in docs.read_ablations(RESULTS):
+        if report["former"] and report["dataset"] == "scientific":
+            former = report
+    said = " ".join(docs.like_with_like(former))
+    assert "k-means was trained without the match" in said
+    assert "*no match*: 0.0841 against 0.0842 (-0.0%)" in said
+    assert "*no match*: 0.0793 against 0.0842 (-5.8%)" in said
+    assert "k-means" in former["verdict"] and "PCA" in former["verdict"]
+    fair = docs.fair_verdict(former)
+    assert "k-means" not in fair and "PCA" not in fair
+    assert "former default at 0.0877" in fair and "shuffled codes (-14.7%)" in fair
+
+
+def interpreted(**more):
+    """A report as interpret.py writes it."""
+    own = dict(intents=3, of=5, median=0.8, above_08=0.5)
+    labels = {"SAE": own, "k-means, clusters as large": own | dict(median=0.9)}
+    same = dict(mean_cosine=0.44, above_07=0.03, above_09=0.0)
+    floor = dict(mean_cosine=0.17, above_07=0.0, above_09=0.0)
+    deletion = dict(users=7, rank_without_largest=9.0, rank_without_random=2.5, p=0.001)
+    report = dict(dataset="films", labels=labels, stability=same, floor=floor, deletion=deletion)
+    return report | more
+
+
+def test_interpretability_by_hand(tmp_path):
+    write(tmp_path / "interpret_films.json", interpreted())
+    write(tmp_path / "interpret_none.json", interpreted(dataset="none", deletion=dict(users=0)))
+    blocks = docs.interpret_section(tmp_path)
+    said = " ".join("\n".join(blocks).split())
+    assert "commit" not in said  # which former results lack
+    assert "the mean best cosine is 0.44 (0.17 among random directions)" in said
+    assert "median AUROC of 0.90, the SAE's labels 0.80" in said
+    *_, table = blocks
+    assert table.split("\n") == [
+        "|  | films | none |",
+        "| --- | --- | --- |",
+        "| labels of SAE | 0.80, 50%; 3 judged of 5 | 0.80, 50%; 3 judged of 5 |",
+        "| labels of k-means, clusters as large | 0.90, 50%; 3 judged of 5 "
+        "| 0.90, 50%; 3 judged of 5 |",
+        "| intents among another seed's | 0.44, 3% | 0.44, 3% |",
+        "| intents among random directions | 0.17, 0% | 0.17, 0% |",
+        "| best item without its largest term, without a random one "
+        "| 9.0, 2.5 (p = 0.001, 7 users) |  |",
+    ]
+
+
+def test_labels_of_which_none_can_be_judged():
+    assert docs.label_cell(dict(intents=0, of=4)) == "0 judged of 4"
+    assert docs.label_cell(None) == docs.same_cell(None) == docs.deletion_cell(None) == ""
+
+
+def test_recovery_by_hand():
+    sae = dict(method="SAE", K=8, M=1024, recovered=0.25)
+    sae |= dict(mean_cosine=0.7, auroc=0.9, isolation=0.3)
+    l1 = dict(method="L1-SAE", K=None, M=1024, recovered=0.25)
+    l1 |= dict(mean_cosine=0.8, auroc=0.8, isolation=0.2)
+    rows = [sae, l1]
+    title, said, table = docs.recovery_section(dict(dataset="planted", recovery=rows))
+    assert title.endswith(": planted")
+    highest = "cosine L1-SAE (M = 1,024), AUROC SAE (K = 8, M = 1,024), isolation SAE"
+    assert highest in " ".join(said.split())
+    assert table.split("\n")[2:] == [
+        "| SAE | 8 | 1,024 | 25% | 0.70 | 0.90 | 0.30 |",
+        "| L1-SAE |  | 1,024 | 25% | 0.80 | 0.80 | 0.20 |",
+    ]
+
+
+def test_speed_of_today_keeps_its_names(tmp_path):
+    rows = [dict(name="beauty: SAERec", value=12.34, unit="s per epoch", against="loop", ratio=2.5)]
+    report = dict(machine="M", torch="2", commit="abc", rows=rows)
+    report["command"] = "python studies/speed.py"
+    said = docs.speed_document(report)
+    assert "| beauty: SAERec | 12.3 | s per epoch | loop | 2.50 |" in said
+    assert "former default" not in said and "On M, torch 2, commit abc." in said
+    said = docs.speed_document(report | dict(command="python benchmarks/bench.py"))
+    assert "| beauty: former default | 12.3 |" in said
+
+
+def test_check_says_what_is_out_of_date(house, tmp_path, fails, capsys):
+    error = fails(docs.main, [*house, "--check"], "results.md", "speed.md", "README.md")
+    assert "run `python studies/docs.py`" in error
+    assert not (tmp_path / "docs").exists() and "old" in (tmp_path / "README.md").read_text()
+    assert docs.main(house) == 0
+    assert docs.main([*house, "--check"]) == 0
+    report = json.loads((tmp_path / "results" / "speed.json").read_text())
+    write(tmp_path / "results" / "speed.json", report | dict(commit="another"))
+    error = fails(docs.main, [*house, "--check"], "speed.md: not what")
+    assert "results.md" not in error and "README.md" not in error
+
+
+@pytest.mark.parametrize("order", ["", "b", "e", "eb", "bebe", "bbe", "bee"])
+def test_readme_without_its_markers(house, tmp_path, fails, order):
+    markers = {"b": docs.BEGIN, "e": docs.END}
+    (tmp_path / "README.md").write_text("".join(f"{markers[one]}\n" for one in order))
+    fails(docs.main, house, "README.md lacks the lines", docs.BEGIN, docs.END, "put both back")
+    assert not (tmp_path / "docs").exists()  # nothing is written by halves
+
+
+def test_results_that_cannot_be_read(house, tmp_path, fails):
+    results = tmp_path / "results"
+    (results / "speed.json").write_text("{")
+    fails(docs.main, house, "speed.json cannot be read", "restore it with git")
+    (results / "speed.json").unlink()
+    fails(docs.main, house, "speed.json cannot be read", "restore it with git")
+    (results / "speed.json").write_text("[]")
+    fails(docs.main, house, "speed.json lacks some of", "commit")
+    for path in results.glob("ablation_*.json"):
+        path.unlink()
+    fails(docs.main, house, "has no ablation_*.json", "studies/ablate.py --out")
+    fails(docs.main, [*house, "--readme", tmp_path / "none.md"], "has no ablation")
+
+
+def test_a_choice_is_told_with_differences_taken_seed_by_seed(tmp_path):
+    """Means .2 and .3; the differences .1 and .1 have no spread, the values .1."""
+    valid = {"Grounded": {"0": 0.1, "1": 0.3}, "other": {"0": 0.2, "1": 0.4}}
+    report = dict(dataset="tiny", users=9, hash="x", model_flags="--patience 5", valid=valid)
+    (tmp_path / "choice_tiny.json").write_text(json.dumps(report))
+    title, said, rows = docs.choice_section(tmp_path)
+    assert "What Grounded holds" in title and "over 2 seeds" in said and "--patience 5" in said
+    assert "| tiny | Grounded | 0.2000 ±0.1000 |  |" in rows
+    assert "| tiny | other | 0.3000 ±0.1000 | +0.1000 ±0.0000 |" in rows
+    assert docs.choice_section(tmp_path / "none") == []

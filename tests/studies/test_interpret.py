@@ -1,0 +1,260 @@
+"""Interpretability scores against planted truths, brute force and what scores are made of."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import eval as evaluation
+import saerec
+from conftest import copy_run, make_run
+from eval import load_model
+from model import model_scores
+from sae import Codes, SaeSettings, SparseRows, build_library, encode_all, held_out_texts
+from sources import planted
+from studies import interpret
+from studies.rivals import load_run
+
+
+def test_firing_auroc_by_pairs():
+    random = torch.Generator().manual_seed(0)
+    fires = torch.rand(40, 5, generator=random) < 0.4
+    activation = torch.rand(40, 5, generator=random) * fires
+    truth = torch.rand(40, 3, generator=random) < 0.3
+    got = interpret.firing_auroc(activation, truth)
+    for j in range(3):
+        for m in range(5):
+            yes = activation[truth[:, j], m]
+            no = activation[~truth[:, j], m]
+            pairs = (yes[:, None] > no).double() + 0.5 * (yes[:, None] == no)
+            assert got[j, m].item() == pytest.approx(pairs.mean().item())
+
+
+def test_firing_auroc_without_a_positive():
+    got = interpret.firing_auroc(torch.rand(4, 2), torch.zeros(4, 1, dtype=torch.bool))
+    assert got.isnan().all()
+
+
+def factors(texts=800, count=6, width=32):
+    """True directions, which texts tell of them, and the texts they make."""
+    torch.manual_seed(0)
+    true = F.normalize(torch.randn(count, width), dim=1)
+    told = torch.rand(texts, count) < 0.3
+    return true, told, told.float() @ true + 0.01 * torch.randn(texts, width)
+
+
+def test_recovery_is_perfect_for_the_truth_and_poor_for_noise():
+    true, told, x = factors()
+    torch.testing.assert_close(interpret.true_directions(x, told), true, atol=0.02, rtol=0)
+    codes = told.float() * torch.rand(len(x), 6).add(0.5)
+    exact = interpret.recovery(true, Codes(*codes.topk(6)), x, told)
+    assert exact["recovered"] == 1 and exact["mean_cosine"] > 0.99
+    assert exact["auroc"] == 1 and exact["isolation"] > 0.3
+    noise = Codes(*torch.rand(len(x), 6).topk(3))
+    poor = interpret.recovery(torch.randn(6, 32), noise, x, told)
+    assert poor["recovered"] == 0 and poor["auroc"] < 0.65 and poor["isolation"] < 0.1
+    # One latent for two intents tells neither apart
+    both = codes.clone()
+    both[:, :2] = torch.maximum(codes[:, :1], codes[:, 1:2])
+    mixed = interpret.recovery(true, Codes(*both.topk(6)), x, told)
+    assert mixed["isolation"] < exact["isolation"] - 0.05 and mixed["auroc"] < 1
+
+
+def test_stability_of_a_permuted_and_of_a_random_library():
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.randn(20, 16), dim=1)
+    same = interpret.stability(vectors, 3 * vectors[torch.randperm(20)])
+    assert same["above_09"] == same["above_07"] == 1
+    assert same["mean_cosine"] == pytest.approx(1)
+    random = F.normalize(torch.randn(20, 16), dim=1)
+    other = interpret.stability(vectors, random)
+    assert other["above_09"] < 0.2
+    best = [max(float(v @ w) for w in random) for v in vectors]
+    assert other["mean_cosine"] == pytest.approx(np.mean(best))
+    assert other["above_07"] == np.mean([cosine > 0.7 for cosine in best])
+
+
+def test_label_scores_by_hand():
+    rows = []
+    for texts, score in ((3, 0.9), (5, 0.7), (9, 0.85), (2, 1.0), (4, None)):
+        rows.append(dict(detection_texts=texts, detection_auroc=score, permuted_auroc=0.5))
+    got = interpret.label_scores(rows)
+    assert got == dict(intents=3, of=5, median=0.85, above_08=pytest.approx(2 / 3))
+    assert interpret.label_scores(rows, "permuted_auroc")["above_08"] == 0
+    assert interpret.label_scores(rows[3:]) == dict(intents=0, of=2)
+
+
+def test_labels_of_clusters_are_made_as_labels_of_intents(tiny_run):
+    """Clusters in the place of latents: with the SAE's own codes come the SAE's own labels."""
+    run = load_run(tiny_run, saerec.run_dataset(tiny_run))
+    held_out = held_out_texts(len(run.embeddings), run.settings)
+    codes = encode_all(run.sae, run.embeddings)
+    own = build_library(run.sae, codes, held_out, run.data, run.settings)[2]
+    directions = interpret.Directions(run.sae.W_dec.detach())
+    assert build_library(directions, codes, held_out, run.data, run.settings)[2] == own
+    rows = interpret.cluster_labels(run, 4, seed=0)
+    assert 0 < len(rows) <= 4
+    assert sum(row["density"] for row in rows) <= 1  # a text is in one cluster
+
+
+def test_clusters_as_large_as_intents(tiny_run, monkeypatch):
+    """Intents fire on a quarter of the texts, so there are four clusters as large."""
+    asked = []
+
+    def clusters(run, count, seed):
+        asked.append(count)
+        return []
+
+    monkeypatch.setattr(interpret, "cluster_labels", clusters)
+    row = dict(density=0.25, detection_texts=3, detection_auroc=0.9, permuted_auroc=0.5)
+    interpret.measure_labels(None, [row] * 7, seed=0)
+    assert asked == [7, 4]
+
+
+@torch.no_grad()
+def test_the_score_is_the_id_part_and_its_intent_terms(tiny_run):
+    data = saerec.run_dataset(tiny_run)
+    model = load_model(tiny_run, "grounded", data)
+    table = model.item_table()
+    for user in range(5):
+        state = evaluation.history_state(model, data.history(user, "test"))
+        scores = model.scores(state, table)[0]
+        for item in range(1, len(data.items)):
+            reasons = model.reasons(state, item)
+            intents = reasons.intents.tolist()
+            assert len(intents) == len(set(intents))
+            assert reasons.terms.tolist() == sorted(reasons.terms.tolist(), reverse=True)
+            total = sum(reasons.parts.values()) + float(reasons.terms.sum())
+            assert total == pytest.approx(float(scores[item]), abs=1e-5)
+
+
+def test_rank_without_a_term():
+    scores = torch.tensor([-math.inf, 3.0, 2.0, 1.0, 2.0])
+    assert interpret.rank_without(scores, 1, 0.5) == 1
+    assert interpret.rank_without(scores, 1, 1.5) == 3
+    assert interpret.rank_without(scores, 1, 9.0) == 4
+    assert interpret.rank_without(scores, 1, -9.0) == 1
+    assert interpret.rank_without(scores, 3, -9.0) == 1
+
+
+@torch.no_grad()
+def test_deletion_test_by_hand(tiny_run):
+    data = saerec.run_dataset(tiny_run)
+    model = load_model(tiny_run, "grounded", data)
+    got = interpret.deletion_test(model, data, range(10), seed=0)
+    score = model_scores(model, data, "test")
+    ranks = []
+    for user in range(10):
+        history = data.history(user, "test")
+        scores = score(torch.tensor([user]))[0].detach().numpy()
+        scores[[0, *history]] = -np.inf
+        best = int(scores.argmax())
+        terms = model.reasons(evaluation.history_state(model, history), best).terms
+        if len(terms) > 1:
+            lowered = scores[best] - float(terms.max())
+            ranks.append(1 + sum(s > lowered for v, s in enumerate(scores) if v != best))
+    assert ranks and got["users"] == len(ranks)
+    assert got["rank_without_largest"] == pytest.approx(np.mean(ranks))
+    assert 1 <= got["rank_without_random"] <= got["rank_without_largest"]
+    assert 0 < got["p"] <= 1
+
+
+def test_deletion_test_where_no_item_has_two_intents(tiny_run):
+    data = saerec.run_dataset(tiny_run)
+    model = load_model(tiny_run, "grounded", data)
+    none = torch.zeros(len(data.items) + 1, dtype=torch.int64)
+    model.codes = SparseRows(none, none[:0].int(), torch.zeros(0), model.codes.columns)
+    assert interpret.deletion_test(model, data, range(3), seed=0) == dict(users=0)
+
+
+def test_interpret_writes_what_it_measured(tmp_path, tiny_run, capsys):
+    run = copy_run(tiny_run, tmp_path / "run")
+    copy = tmp_path / "copy.json"
+    flags = ["--users", "9", "--device", "cpu", "--out", str(copy)]
+    assert interpret.main(["--run", str(run), *flags]) == 0
+    out = capsys.readouterr().out
+    report = json.loads((run / "interpret.json").read_text())
+    assert json.loads(copy.read_text()) == report
+    rows = []
+    for line in (run / "intents.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["detection_texts"] >= 3 and row["detection_auroc"] is not None:
+            rows.append(row)
+    median = np.median([row["detection_auroc"] for row in rows])
+    permuted = np.median([row["permuted_auroc"] for row in rows if row["permuted_auroc"] is not None])
+    assert report["labels"]["SAE"]["median"] == pytest.approx(median)
+    assert report["labels"]["SAE, labels permuted"]["median"] == pytest.approx(permuted)
+    assert 0 < report["stability"]["mean_cosine"] <= 1
+    assert 0 < report["floor"]["mean_cosine"] <= 1
+    assert report["deletion"]["rank_without_largest"] >= 1
+    assert "recovery" not in report
+    assert "deletion test" in out and "intents among random directions" in out
+    assert f"{report['floor']['mean_cosine']:.2f}" in out
+
+
+def test_runs_that_cannot_be_interpreted(tmp_path, tiny_run, fails):
+    fails(interpret.main, [], "--run is missing")
+    run = copy_run(tiny_run, tmp_path / "run", "[eis]*")  # no grounded.safetensors
+    made_by = f"model.py --run {run} --model grounded"
+    fails(interpret.main, ["--run", run], "grounded.safetensors is missing", made_by)
+
+
+@pytest.fixture(scope="module")
+def planted_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    small = ["--users", "60", "--items", "80", "--intents", "8", "--texts", "3"]
+    assert planted.main(["--out", str(folder / "planted"), *small]) == 0
+    return make_run(folder / "planted", folder / "run", sae="--active 4", stages="embed sae")
+
+
+def test_recovery_table_on_the_planted_world(planted_run):
+    run = load_run(planted_run, saerec.run_dataset(planted_run))
+    rows = interpret.recovery_table(run, seed=0)
+    known = {"SAE", "L1-SAE", "PCA", "k-means", "dense autoencoder", "random directions"}
+    assert {row["method"] for row in rows} == known
+    assert len({(row["method"], row["K"], row["M"]) for row in rows}) == len(rows)
+    own = rows[0]
+    assert own["K"] == 4 and own["M"] == 16
+    assert 0.5 < own["auroc"] <= 1 and 0 < own["mean_cosine"] <= 1
+    lines = list(interpret.recovery_lines(rows))
+    assert len(lines) == 1 + len(rows)
+    assert lines[1].split()[:3] == ["SAE", "4", "16"]
+    assert lines[2 + [row["K"] for row in rows[1:]].index(None)].split()[:2] == ["L1-SAE", "16"]
+
+
+def test_the_runs_own_row_is_its_own_sae(planted_run):
+    """Trained anew with the same settings it is the same, so the row is about the run's library."""
+    run = load_run(planted_run, saerec.run_dataset(planted_run))
+    x = run.sae.standardize(run.embeddings)
+    truth = torch.rand(len(x), 3, generator=torch.Generator().manual_seed(0)) < 0.3
+    own = interpret.recovery(
+        run.sae.W_dec.detach(), encode_all(run.sae, run.embeddings), x, truth
+    )
+    row = interpret.autoencoder_rows(run, x, truth)[0]
+    assert {name: row[name] for name in own} == pytest.approx(own)
+
+
+def test_sizes_that_fit():
+    """No more active latents than there are latents."""
+    sizes = list(interpret.other_sizes(SaeSettings(latents=16, active=8)))
+    wanted = [{}, dict(active=0.25), dict(active=0.5), dict(active=2)]
+    assert sizes == [*wanted, dict(latents=0.5), dict(latents=2)]
+
+
+def test_a_world_that_changed(planted_run, tmp_path, fails):
+    """A truth that belongs to other data is refused."""
+    data = saerec.run_dataset(planted_run)
+    run = load_run(planted_run, data)
+    folder = tmp_path / "planted"
+    shutil.copytree(data.folder, folder)
+    moved = run._replace(data=dataclasses.replace(data, folder=folder, hash="another"))
+    with pytest.raises(saerec.UserError, match="truth.safetensors was made from another dataset"):
+        interpret.recovery_table(moved, seed=0)
+    (folder / "truth.safetensors").unlink()
+    with pytest.raises(saerec.UserError, match="truth.safetensors is missing.*sources/planted.py"):
+        interpret.recovery_table(moved, seed=0)

@@ -1,0 +1,299 @@
+"""The method in numbers small enough to check on paper. Read this first; the order is that of the stages.
+
+Users ann and bob have five and three items; intents and vectors have two or three dimensions. What
+is here by hand is in test_2_invariants.py by a second formulation, on larger random input.
+"""
+
+import json
+import math
+import types
+
+import pytest
+import torch
+
+import model
+import sae
+import saerec
+
+
+def write_folder(folder, sequences, texts):
+    folder.mkdir(exist_ok=True)
+    (folder / "sequences.txt").write_text(sequences)
+    (folder / "texts.jsonl").write_text(texts)
+    return folder
+
+
+def text(item, **more):
+    return json.dumps({"item": item, "text": f"text of {item}", **more}) + "\n"
+
+
+# The split
+
+
+def test_split_leaves_the_last_two_items_out(tmp_path):
+    sequences = "ann a b c d e\nbob b a c\ncid a b\n"
+    texts = text("a") + text("b") + text("c") + text("d")
+    data = saerec.load_dataset(write_folder(tmp_path / "d", sequences, texts))
+    assert data.users == ["ann", "bob"]  # cid has too few items
+    assert data.items == ["", "a", "b", "c", "d", "e"]  # number 0 is padding
+    assert data.history(0, "valid").tolist() == [1, 2, 3]  # ann: a b c, then d is held out
+    assert data.history(0, "test").tolist() == [1, 2, 3, 4]  # then e
+    assert data.history(1, "valid").tolist() == [2]
+    assert data.targets("valid").tolist() == [4, 1]
+    assert data.targets("test").tolist() == [5, 3]
+    assert data.training_items().tolist() == [1, 2, 3, 2]
+    with pytest.raises(KeyError):
+        data.history(0, "tset")
+    assert data.notes == [
+        "1 user(s) with fewer than 3 items left out",
+        "1 item(s) without text kept, with no intents",
+    ]
+
+
+def test_a_text_written_in_a_held_out_interaction_is_left_out(tmp_path):
+    """ann's own words about c and d would tell what she took; bob's about d are legitimate."""
+    texts = text("a", user="ann") + text("c", user="ann") + text("d", user="ann")
+    texts += text("d", user="bob") + text("b")
+    data = saerec.load_dataset(write_folder(tmp_path / "d", "ann a b c d\nbob d a b c\n", texts))
+    assert [data.items[item] for item in data.text_item] == ["a", "d", "b"]
+    assert "2 text(s) written in held-out interactions left out" in data.notes
+
+
+def test_a_user_with_too_few_items_has_nothing_held_out(tmp_path):
+    """cid is not ranked, so what he wrote about his two items may be read."""
+    folder = write_folder(tmp_path / "d", "ann a b c d\ncid a b\n", text("a", user="cid"))
+    data = saerec.load_dataset(folder)
+    assert [data.items[item] for item in data.text_item] == ["a"]
+
+
+def test_training_rows_end_before_what_is_held_out(tmp_path):
+    """ann's training items are a b c: inputs a and b, whose targets are b and c."""
+    folder = write_folder(tmp_path / "d", "ann a b c d e\n", text("a"))
+    data = saerec.load_dataset(folder)
+    rows = model.training_rows(data, history=50)
+    flat = torch.from_numpy(data.flat).long()
+    batch = model.make_batch(rows, torch.tensor([0]), flat, torch.device("cpu"))
+    assert batch.items.tolist() == [[1, 2]] and batch.target.tolist() == [2, 3]
+    assert batch.real.tolist() == [0, 1] and batch.weight.tolist() == [0.5, 0.5]
+    cut = model.training_rows(data, history=1)  # from the end, each position once
+    assert cut.begin.tolist() == [1, 0] and cut.length.tolist() == [1, 1]
+
+
+# Ranking
+
+
+def test_rank_leaves_out_the_history_and_counts_ties_against_the_target():
+    scores = torch.tensor([[9.0, 0.5, 0.9, 0.5, 0.1]])  # of padding and items 1 to 4
+    nothing = torch.zeros(1, 1, dtype=torch.int64)
+
+    def rank(target, seen):
+        return saerec.target_ranks(scores, torch.tensor([target]), seen).item()
+
+    assert rank(2, nothing) == 1  # padding's 9.0 does not count
+    assert rank(1, nothing) == 3  # item 3 ties and counts as ahead
+    assert rank(1, torch.tensor([[2, 0]])) == 2  # item 2 is in the history
+    assert rank(1, torch.tensor([[1, 0]])) == math.inf  # a target already seen is a miss
+    assert saerec.target_ranks(0 * scores, torch.tensor([4]), nothing).item() == 4  # all tie: last
+    with pytest.raises(FloatingPointError, match="diverged"):
+        saerec.target_ranks(torch.nan * scores, torch.tensor([4]), nothing)
+
+
+def test_metrics_of_four_users():
+    got = saerec.ranking_metrics(torch.tensor([1.0, 3.0, 11.0, torch.inf], dtype=torch.float64))
+    assert got["HR@5"] == got["HR@10"] == 2 / 4 and got["HR@20"] == 3 / 4
+    assert got["NDCG@5"] == pytest.approx((1 + 1 / 2) / 4)  # log2(1 + 1) = 1, log2(3 + 1) = 2
+    assert got["NDCG@20"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(12)) / 4)
+    assert got["MRR"] == pytest.approx((1 + 1 / 3 + 1 / 11) / 4)
+
+
+# The sparse autoencoder
+
+
+def small_sae(active=1):
+    """Three latents in two dimensions: right, up, and left."""
+    net = sae.SAE(3, active, 2)
+    rows = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])
+    with torch.no_grad():
+        net.W_enc.copy_(rows)
+        net.W_dec.copy_(rows)
+        net.b_enc.copy_(torch.tensor([0.0, 0.5, 0]))
+    return net
+
+
+def test_topk_code_keeps_the_largest_latent_alone():
+    codes = small_sae().encode(torch.tensor([[3.0, 2.0], [-1.0, -4.0]]))
+    assert codes.latents.tolist() == [[0], [2]]  # 3 beats 2 + .5; left has 1, the others less
+    assert codes.values.tolist() == [[3.0], [1.0]]
+    both = small_sae(active=2).encode(torch.tensor([[3.0, 2.0]]))
+    assert both.latents.tolist() == [[0, 1]] and both.values.tolist() == [[3.0, 2.5]]
+    assert small_sae(active=2).decode(both).tolist() == [[3.0, 2.5]]
+
+
+def test_the_loss_is_the_squared_error_and_auxk_is_its_share_that_dead_latents_leave():
+    net = small_sae()
+    x = torch.tensor([[3.0, 2.0]])
+    codes = net.encode(x)  # right, 3: x_hat = (3, 0), the residual is (0, 2)
+    settings = types.SimpleNamespace(auxk=1, auxk_weight=0.25)
+    dead = torch.tensor([1])  # up: 2 + .5 = 2.5 of the residual's 2, so .5 is left
+    loss, reconstruction = net.loss(x, codes, dead, 1, settings)
+    assert reconstruction.item() == 4.0
+    assert sae.auxk_loss(net, x, net.decode(codes), dead, 1).item() == 0.5**2 / 2**2
+    assert loss.item() == 4.0 + 0.25 * 0.0625
+    alone, _ = net.loss(x, codes, torch.tensor([]).long(), 1, settings)
+    assert alone.item() == 4.0  # none dead, no auxk
+
+
+def test_a_latent_is_dead_after_so_many_texts_without_it():
+    net = small_sae()
+    net.last_active.copy_(torch.tensor([100, 40, 39]))  # texts seen when it last fired
+    assert net.dead(seen=100, patience=60).tolist() == [False, False, True]
+
+
+# The library
+
+
+def test_an_items_code_is_the_mean_of_its_texts_codes():
+    """Item 1 has two texts, item 2 one, item 3 none; latent 1 is no intent."""
+    values = torch.tensor([[4.0, 1.0], [2.0, 0.0], [5.0, 3.0]])
+    latents = torch.tensor([[0, 2], [2, 0], [1, 2]])
+    number = torch.tensor([0, -1, 1])  # latent -> intent
+    codes = sae.item_codes(sae.Codes(values, latents), torch.tensor([1, 1, 2]), 3, number)
+    assert codes.dense().tolist() == [[0, 0], [2.0, 1.5], [0, 3.0], [0, 0]]  # row 0 is padding
+    assert codes.row(1)[0].tolist() == [0, 1] and len(codes.row(3)[0]) == 0
+
+
+def test_terms_are_words_and_phrases_within_punctuation():
+    found = sae.terms_of("The Dark-Blue sky, and Bob's red car")
+    words = {"dark-blue", "sky", "bob", "red", "car"}
+    assert found == words | {"dark-blue sky", "bob red", "red car"}  # none across "," or "and"
+
+
+def test_keywords_are_more_frequent_in_an_intents_texts_and_share_no_word():
+    """Of 8 training texts an intent has 4. "space war" is in 3 of them, "war" in these and one
+    other, "film" in all."""
+    names = ["film", "space war", "war", "sea"]
+    counts = [torch.tensor(one).numpy() for one in ([4, 3, 3, 1], [8, 3, 4, 2])]
+    found = sae.find_keywords(names, *counts, active=4, total=8, count=5)
+    assert [names[term] for term in found] == ["space war"]  # "war" shares a word with it
+    inside, outside = 3.5 / 5, 0.5 / 5
+    assert found[1] == pytest.approx(math.log(inside / outside))
+
+
+def test_auroc_of_six_texts():
+    scores = torch.tensor([3.0, 2.0, 2.0, 1.0, 0.0, 0.0]).numpy()
+    positive = torch.tensor([1, 1, 0, 0, 1, 0]).bool().numpy()
+    # Pairs won by the positives: 3 beats all 3; 2 ties with one, beats two; 0 ties with one
+    assert sae.auroc(scores, positive) == pytest.approx((3 + 2.5 + 0.5) / 9)
+    assert sae.auroc(scores, positive & False) is None
+
+
+# SAERec: retrieval and fusion
+
+
+def tiny_settings(**changes):
+    return model.ModelSettings(run="x", width=2, layers=1, heads=1, dropout=0.0, **changes)
+
+
+def tiny_intents():
+    """Two intents over three items: item 1 has intent 0, item 2 both, item 3 none."""
+    dense = torch.tensor([[0, 0], [2.0, 0], [1.0, 1.0], [0, 0]])
+    indptr = torch.tensor([0, 0, 1, 3, 3])
+    codes = sae.SparseRows(indptr, torch.tensor([0, 0, 1]).int(), dense[dense > 0], 2)
+    return sae.Intents(torch.eye(2, 4), codes)
+
+
+def tiny_model(Model, training=(1, 2, 3), **changes):
+    """Three items; the interactions that statistics see are `training`."""
+    items = torch.tensor(training).int().numpy()
+    data = types.SimpleNamespace(items=["", "a", "b", "c"], training_items=lambda: items)
+    return Model(tiny_settings(**changes), data, tiny_intents()).eval()
+
+
+def test_personal_intents_are_similar_to_the_position_and_rare():
+    """h points right. Intent 0 is similar (cosine 1) but in half of the positions; intent 1 at 45
+    degrees is rare, and wins: .71 log(10/1) = 1.63 against 1 log(10/5) = .69."""
+    net = tiny_model(model.SAERec, personal=1, public=1)
+    net.n.fill_(9)
+    net.df.copy_(torch.tensor([4.0, 0.0]))
+    h = torch.tensor([[2.0, 0]])
+    z = torch.tensor([[3.0, 0], [1.0, 1.0], [0, 0]])  # the last row is the absent intent
+    assert net.personal_intents(h, z).tolist() == [[1]]
+    away = torch.tensor([[-1.0, 0]])  # no cosine is above 0: the absent intent, number J = 2
+    assert net.personal_intents(away, z).tolist() == [[2]]
+    assert net.public_intents().tolist() == [0]  # the one of the highest df
+    assert net.n.item() == 9  # nothing moves in evaluation
+    net.train().personal_intents(h, z)  # intent 0 is the most similar in this one position
+    assert net.n.item() == pytest.approx(0.9 * 9 + 0.1 * 1)
+    assert net.df.tolist() == pytest.approx([0.9 * 4 + 0.1, 0])
+
+
+def test_fusion_weighs_branches_by_their_product_with_the_trunk():
+    a = torch.tensor([[1.0, 0, 0, 0]])
+    b = torch.tensor([[2.0, 0, 0, 0]])  # <a, b> / sqrt(4) = 1
+    c = torch.tensor([[0, 4.0, 0, 0]])  # <a, c> / sqrt(4) = 0
+    w = math.e / (math.e + 1)
+    parts = model.fuse(a, b, c)
+    expected = torch.tensor([[1.0, 0, 0, 0], [2 * w, 0, 0, 0], [0, 4 * (1 - w), 0, 0]])
+    torch.testing.assert_close(parts[:, 0], expected)
+
+
+# Grounded: items, match, reasons
+
+
+def grounded():
+    """p_0 = (1, 0), p_1 = (0, 10); ids are (0, .5). idf: of 3 interactions intent 0 is in 2."""
+    net = tiny_model(model.Grounded, match=0.5, decay=0.5)
+    with torch.no_grad():
+        net.intent.copy_(torch.tensor([[1.0, 0], [0, 10.0]]))
+        net.item.weight[1:] = torch.tensor([0, 0.5])
+    return net
+
+
+def test_an_item_is_its_id_and_its_intents():
+    assert grounded().item_table().tolist() == [[0, 0], [2.0, 0.5], [1.0, 10.5], [0, 0.5]]
+
+
+def test_rare_intents_count_more():
+    """log((1 + n) / (1 + df)): intent 0 is carried by items 1 and 2, intent 1 by item 2 alone."""
+    idf = grounded().idf.tolist()
+    assert idf == pytest.approx([math.log(4 / 3), math.log(4 / 2)])
+
+
+def test_what_a_history_is_about_fades():
+    """Items 1, 2, 3: intent 0 has 2, then 2/2 + 1 = 2, then 1; intent 1 has 0, 1, .5."""
+    net = grounded()
+    items = torch.tensor([[1, 2, 3, 0]])
+    r = net.history_intents(items, torch.tensor([0, 1, 2]))
+    tf = torch.tensor([[2.0, 0], [2.0, 1.0], [1.0, 0.5]])
+    torch.testing.assert_close(r, tf * net.idf)
+
+
+def test_a_score_gains_by_what_an_item_shares_with_the_history():
+    net = grounded()
+    r = torch.tensor([[3.0, 0.2]])
+    state = model.State(torch.tensor([[1.0, 0]]), torch.zeros(1, 1, 2), r=r)
+    # <u, E_v> is 0, 2, 1, 0; the match .5 times 0, 2 * 3, 1 * 3 + 1 * .2, 0
+    expected = torch.tensor([[0, 2 + 3.0, 1 + 1.6, 0]])
+    torch.testing.assert_close(net.scores(state, net.item_table()), expected)
+
+
+def test_reasons_add_up_to_the_score():
+    """Item 2: id part <u, e> = .5 * 1; intent 0: 1 * (<u, p_0> + .5 * 3), intent 1 likewise."""
+    net = grounded()
+    state = model.State(torch.tensor([[2.0, 1.0]]), torch.zeros(1, 1, 2), r=torch.tensor([[3.0, 0.2]]))
+    reasons = net.reasons(state, 2)
+    assert reasons.parts == {"id": 0.5}
+    terms = dict(zip(reasons.intents.tolist(), reasons.terms.tolist()))
+    assert terms == pytest.approx({1: 10 + 0.1, 0: 2 + 1.5})
+    total = sum(reasons.parts.values()) + reasons.terms.sum().item()
+    assert total == pytest.approx(net.scores(state, net.item_table())[0, 2].item())
+
+
+def test_the_loss_is_the_cross_entropy_of_the_next_item():
+    """Three items with scores 1, 2, 0 at one position whose target is item 2."""
+    net = tiny_model(model.SASRec)
+    table = torch.tensor([[0, 0], [1.0, 0], [2.0, 0], [0, 0]])
+    u = torch.tensor([[1.0, 0]])
+    batch = model.Batch(torch.tensor([[1]]), torch.tensor([0]), torch.tensor([2]), torch.ones(1))
+    loss = model.full_softmax(net, model.State(u, u[None]), table, batch)
+    assert loss.item() == pytest.approx(-math.log(math.exp(2) / (math.e + math.exp(2) + 1)))

@@ -1,0 +1,107 @@
+"""The house: who may import whom, what no file may do, and that the five scripts stand alone."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import write_dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+FIVE = ("saerec", "embed", "sae", "model", "eval")
+FOLDERS = ("sources", "studies", "tools")
+MAY_IMPORT = {  # besides the standard library, numpy, torch and safetensors
+    "saerec": set(),
+    "embed": {"saerec"},
+    "sae": {"saerec"},
+    "model": {"saerec", "sae"},
+    "eval": {"saerec", "sae", "model"},
+    "sources": {*FIVE, "sources"},
+    "studies": {*FIVE, "studies", "sources.planted"},
+    "tools": {*FIVE, "tools"},
+}
+PACKAGES = {"numpy", "torch", "safetensors"}
+MEASURED_AGAINST = {"speed": {"sentence_transformers"}}  # where it is installed
+FILES = [*(ROOT / f"{name}.py" for name in FIVE), *(p for f in FOLDERS for p in (ROOT / f).glob("*.py"))]
+
+
+def imported(path):
+    """The modules that a file imports, wherever in it -> set of str."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, path
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_import_graph(path):
+    """saerec <- embed; saerec <- sae <- model <- eval; the folders look at the five, never back."""
+    owner = path.stem if path.parent == ROOT else path.parent.name
+    allowed = MAY_IMPORT[owner]
+    for name in imported(path):
+        top = name.split(".")[0]
+        if top in FIVE:
+            assert top in allowed, (path, name)
+        elif top in FOLDERS and name != top:
+            module = ".".join(name.split(".")[:2])
+            assert top in allowed or module in allowed, (path, name)
+        else:
+            known = PACKAGES | sys.stdlib_module_names | MEASURED_AGAINST.get(path.stem, set())
+            assert top in known | set(FOLDERS), (path, name)
+            assert top != "sources" or owner in ("sources", "studies"), (path, name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_pickle_no_eval_and_no_bare_except(path):
+    forbidden = ("torch.save", "torch.load", "np.load", "numpy.load", "eval", "exec")
+    for node in ast.walk(ast.parse(path.read_text())):
+        where = f"{path.name} line {getattr(node, 'lineno', '')}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert "pickle" not in ast.unparse(node), where
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, where
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in forbidden, where
+
+
+def test_the_five_scripts_stand_alone(tmp_path):
+    """A copy without sources/, studies/ and tools/ runs `make all`, less its report, and its core tests."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in (*(f"{name}.py" for name in FIVE), "Makefile", "README.md", "requirements.txt"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns(*FOLDERS, "__pycache__"))
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (copy / ".venv" / "ready").touch()
+    write_dataset(copy / "data" / "tiny", users=40)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    pipes = dict(cwd=copy, env=environment, capture_output=True, text=True)
+    vectors = copy / "vectors.safetensors"
+    code = "import sys; sys.path[:0] = ['tests', '.']\nimport saerec, safetensors.torch\n"
+    code += "from conftest import word_vectors\n"
+    code += "texts = saerec.load_dataset('data/tiny').texts\n"
+    code += "vectors = {'embeddings': word_vectors(texts)}\n"
+    code += "safetensors.torch.save_file(vectors, 'vectors.safetensors')"
+    subprocess.run([sys.executable, "-c", code], **pipes, check=True)
+    flags = ["SAE_FLAGS=--latents 16 --active 3 --steps 50 --min-items 2 --batch 16"]
+    flags += ["MODEL_FLAGS=--epochs 1 --width 8", f"EMBED_FLAGS=--embeddings {vectors}"]
+    flags += ["SAEREC_FLAGS=--personal 3 --public 2"]
+    done = subprocess.run(["make", "all", "DATA=data/tiny", *flags], **pipes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (copy / "runs" / "tiny" / "metrics.json").is_file()
+    assert not (copy / "runs" / "tiny" / "report.html").exists()
+    tests = ["tests/test_1_by_hand.py", "tests/test_2_invariants.py"]
+    quick = "not recovered and not overfit and not revive and not metrics"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *tests, "-k", quick]
+    done = subprocess.run(command, **pipes)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout

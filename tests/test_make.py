@@ -1,0 +1,99 @@
+"""The Makefile: run folders, and what is made again when flags or data change."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+# Stands for every stage: writes what it is asked for, and says so
+STAGE = """#!/bin/sh
+script=$1; shift
+case "$*" in *"--model "*) model=$(echo "$*" | sed -E 's/.*--model ([a-z]+).*/\\1/');; esac
+while [ $# -gt 0 ]; do case $1 in --run) run=$2;; esac; shift; done
+case $script in
+  embed.py) file=embeddings.safetensors;;
+  sae.py) file=intents.jsonl;;
+  model.py) file=$model.safetensors;;
+  eval.py) file=metrics.json;;
+  tools/report.py) file=report.html;;
+esac
+mkdir -p $run; echo made > $run/$file; echo "MADE $run/$file"
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the Makefile beside scripts that only say what they would make."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    (tmp_path / "tools").mkdir()
+    for name in ("saerec.py", "embed.py", "sae.py", "model.py", "eval.py", "tools/report.py"):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(STAGE)
+    python.chmod(0o755)
+    (tmp_path / ".venv" / "ready").touch()
+    for shop in ("shopA", "shopB"):
+        (tmp_path / "data" / shop).mkdir(parents=True)
+        (tmp_path / "data" / shop / "sequences.txt").write_text(f"ann {shop} b c\n")
+        (tmp_path / "data" / shop / "texts.jsonl").write_text("{}\n")
+
+    def make(*words):
+        pipes = dict(cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        done = subprocess.run(["make", "all", *words], **pipes)
+        assert done.returncode == 0, done.stderr
+        return re.findall("^MADE (.*)$", done.stdout, re.M)
+
+    make.folder = tmp_path
+    return make
+
+
+NAMES = ["embeddings.safetensors", "intents.jsonl", "sasrec.safetensors", "saerec.safetensors"]
+NAMES += ["grounded.safetensors", "metrics.json", "report.html"]
+
+
+def test_every_stage_is_made_once(project):
+    assert sorted(project("DATA=data/shopA/")) == sorted(f"runs/shopA/{name}" for name in NAMES)
+    assert project("DATA=data/shopA/") == []
+    assert len(project("DATA=data/shopB/")) == 7  # a run of its own, whatever the slash
+    assert project("DATA=data/shopB") == []
+    assert project("DATA=data/shopA/") == []
+    assert len(project("DATA=data/shopA", "SEED=1")) == 7
+    assert (project.folder / "runs" / "shopA-seed1" / "report.html").is_file()
+
+
+def test_changed_flags_make_again_what_depends_on_them(project):
+    project("DATA=data/shopA")
+    made = project("DATA=data/shopA", "GROUNDED_FLAGS=--match 1")
+    assert made == [f"runs/shopA/{n}" for n in ("grounded.safetensors", "metrics.json", "report.html")]
+    assert project("DATA=data/shopA", "GROUNDED_FLAGS=--match 1") == []
+    made = project("DATA=data/shopA")  # and back
+    assert f"runs/shopA/{NAMES[4]}" in made and len(made) == 3
+    made = project("DATA=data/shopA", "SAE_FLAGS=--active 4")
+    assert {Path(name).name for name in made} == set(NAMES) - {NAMES[0], NAMES[2]}
+
+
+def test_changed_data_are_noticed_by_content(project):
+    project("DATA=data/shopA")
+    file = project.folder / "data" / "shopA" / "sequences.txt"
+    os.utime(file)
+    assert project("DATA=data/shopA") == []  # touched, not changed
+    times = file.stat()
+    file.write_text("ann x y z\n")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert len(project("DATA=data/shopA")) == 7  # changed, not touched
+
+
+def test_help_lists_every_target_in_a_group():
+    out = subprocess.run(["make", "help"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    listed = re.findall(r"^  ([a-z-]+) ", out.stdout, re.M)
+    targets = re.findall(r"^([a-z-]+):.*## (?:run|measure|look): ", (ROOT / "Makefile").read_text(), re.M)
+    assert set(targets) <= set(listed) and len(targets) >= 10
+    groups = [line for line in out.stdout.splitlines() if line in ("run", "measure", "look")]
+    assert groups == ["run", "measure", "look"]
