@@ -65,7 +65,7 @@ steer: $(RUN)/metrics.json  ## measure: what steering moves, and what it costs
 	$(PY) tools/steer.py $(COMMON)
 
 speed: $(RUN)/metrics.json  ## measure: seconds and memory of every stage; QUICK=1 in 2 minutes
-	$(PY) studies/speed.py $(COMMON) $(if $(QUICK),--quick)
+	$(PY) studies/speed.py --run $(RUN) --device $(DEVICE) $(if $(QUICK),--quick)
 
 report: $(RUN)/metrics.json  ## look: write report.html again, with what was measured since
 	$(PY) tools/report.py $(COMMON)

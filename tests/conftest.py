@@ -48,6 +48,19 @@ def write_dataset(folder, users=24, items=30):
     return folder
 
 
+def write_folder(folder, sequences, texts):
+    """A dataset folder of these two files' contents."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sequences.txt").write_text(sequences)
+    (folder / "texts.jsonl").write_text(texts)
+    return folder
+
+
+def text(item, **more):
+    """A line of texts.jsonl."""
+    return json.dumps({"item": item, "text": f"text of {item}", **more}) + "\n"
+
+
 def word_vectors(texts, width=8):
     """Embeddings without an encoder: counts of words, projected at random -> [N, width]."""
     words = sorted({word for text in texts for word in text.lower().split()})

@@ -4,7 +4,6 @@ Users ann and bob have five and three items; intents and vectors have two or thr
 is here by hand is in test_2_invariants.py by a second formulation, on larger random input.
 """
 
-import json
 import math
 import types
 
@@ -14,17 +13,7 @@ import torch
 import model
 import sae
 import saerec
-
-
-def write_folder(folder, sequences, texts):
-    folder.mkdir(exist_ok=True)
-    (folder / "sequences.txt").write_text(sequences)
-    (folder / "texts.jsonl").write_text(texts)
-    return folder
-
-
-def text(item, **more):
-    return json.dumps({"item": item, "text": f"text of {item}", **more}) + "\n"
+from conftest import text, write_folder
 
 
 # The split

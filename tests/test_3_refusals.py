@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import json
 import os
 import resource
 import signal
@@ -20,20 +19,9 @@ import eval as evaluation
 import model
 import sae
 import saerec
-from conftest import copy_run, make_run, word_vectors, write_dataset
+from conftest import copy_run, make_run, text, word_vectors, write_dataset, write_folder
 
 ROOT = Path(saerec.__file__).parent
-
-
-def write_folder(folder, sequences, texts):
-    folder.mkdir(exist_ok=True)
-    (folder / "sequences.txt").write_text(sequences)
-    (folder / "texts.jsonl").write_text(texts)
-    return folder
-
-
-def text(item, **more):
-    return json.dumps({"item": item, "text": f"text of {item}", **more}) + "\n"
 
 
 def contents(folder):

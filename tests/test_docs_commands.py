@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,21 @@ def test_the_lines_that_matter_of_the_class_exist():
     assert len(named) >= 12 or "class.md" not in PAGES
     for name in named:
         assert exists(name), name
+
+
+def test_the_makefile_calls_scripts_with_settings_that_they_have(monkeypatch):
+    """Every target's commands, as make would run them, parse."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    targets = ["all", "planted", "ablate", "interpret", "steer", "speed", "report", "docs"]
+    command = ["make", "-n", "--always-make", *targets]
+    out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    called = set(re.findall(r"^\S*python ((?:\w+/)?\w+\.py .*)$", out, re.M))
+    assert len(called) >= 8
+    for line in called:
+        script, *words = shlex.split(line)
+        if not (ROOT / script).is_file():
+            continue  # a copy without sources/, studies/ and tools/
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        parse = lambda argv, doc, **commands: saerec.parse(argv, doc, commands)  # noqa: E731
+        monkeypatch.setattr(module, "run_command", parse)
+        assert dataclasses.is_dataclass(module.main(words)[0]), line
