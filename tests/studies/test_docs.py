@@ -289,7 +289,7 @@ def test_a_choice_is_told_with_differences_taken_seed_by_seed(tmp_path):
     report = dict(dataset="tiny", users=9, hash="x", model_flags="--patience 5", valid=valid)
     (tmp_path / "choice_tiny.json").write_text(json.dumps(report))
     title, said, rows = docs.choice_section(tmp_path)
-    assert "What Grounded holds" in title and "over 2 seeds" in said and "--patience 5" in said
-    assert "| tiny | Grounded | 0.2000 ±0.1000 |  |" in rows
-    assert "| tiny | other | 0.3000 ±0.1000 | +0.1000 ±0.0000 |" in rows
+    assert "What Grounded holds" in title and "--patience 5" in said
+    assert "| tiny | Grounded | 2 | 0.2000 ±0.1000 |  |" in rows
+    assert "| tiny | other | 2 | 0.3000 ±0.1000 | +0.1000 ±0.0000 |" in rows
     assert docs.choice_section(tmp_path / "none") == []
