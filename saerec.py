@@ -18,7 +18,6 @@ studies/ are experiments on the method, tools/ asks and shows a trained run.
 """
 
 import argparse
-import atexit
 import dataclasses
 import difflib
 import gzip
@@ -146,8 +145,8 @@ def run_command(argv, doc, **commands):
         settings, function = parse(sys.argv[1:] if argv is None else list(argv), doc, commands)
         function(settings)
         if not getattr(settings, "json", False):  # whose output is for programs
-            print(f"done in {time.perf_counter() - started:.1f} s")
-        return 0
+            print(f"done in {time.perf_counter() - started:.1f} s", flush=True)
+        return leave(0)
     except (UserError, FloatingPointError) as error:  # the latter: training diverged
         problem = str(error)
     except OSError as error:
@@ -155,7 +154,18 @@ def run_command(argv, doc, **commands):
     except KeyboardInterrupt:
         problem = "interrupted: what was finished before stays valid; run it again"
     print(f"\r{Path(sys.argv[0]).name}: {problem}", file=sys.stderr)
-    return 2
+    return leave(2)
+
+
+def leave(status):
+    """The exit status; under torchrun the process ends here.
+
+    Its way through the interpreter's own end is aborted now and then: threads of the process group
+    (gloo) may still run.
+    """
+    if process_of()[1] > 1:
+        os._exit(status)
+    return status
 
 
 def pick_device(name):
@@ -203,7 +213,6 @@ def join_processes():
     """Under torchrun, join the other processes; only the first prints and writes files."""
     if process_of()[1] > 1:
         torch.distributed.init_process_group()
-        atexit.register(torch.distributed.destroy_process_group)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if process_of()[0]:
@@ -273,9 +282,9 @@ def save_artifact(path, tensors, settings, dataset_hash, made_from=(), **more):
 
     made_from: the artifacts that were read; their hashes let `load_artifact` refuse a mix-up.
     """
-    sources = () if process_of()[0] else made_from  # which the first process alone has written
     meta = dict(settings=dataclasses.asdict(settings), dataset=dataset_hash, **more)
-    meta["made_from"] = {Path(source).name: file_hash(source) for source in sources}
+    # Only the first process has written the files
+    meta["made_from"] = {one.name: file_hash(one) for one in made_from if not process_of()[0]}
     meta["versions"] = {one.__name__: one.__version__ for one in (np, torch, safetensors)}
     write_artifact(path, tensors, meta)
 
@@ -531,8 +540,7 @@ def target_ranks(scores, targets, seen):
     ahead = scores >= target_score  # (B, V+1), the target itself included
     ahead.scatter_(1, seen, False)
     ahead[:, 0] = False
-    miss = (seen == targets[:, None]).any(1)
-    return torch.where(miss, torch.inf, ahead.sum(1).double()).cpu()
+    return torch.where((seen == targets[:, None]).any(1), torch.inf, ahead.sum(1).double()).cpu()
 
 
 @torch.no_grad()

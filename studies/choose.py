@@ -78,7 +78,8 @@ def choose(settings):
         mean = sum(values) / len(values)
         error = standard_error(values)
         spread = f" ± {error:.4f}" if error is not None else ""
-        print(f"{name:30} validation NDCG@10 {mean:.4f}{spread} (standard error, {len(values)} seeds)")
+        seeds = f"{len(values)} seed(s), ± standard error"
+        print(f"{name:30} validation NDCG@10 {mean:.4f}{spread} ({seeds})")
     if settings.out:
         write_lines(settings.out, [json.dumps(report, indent=1)])
 

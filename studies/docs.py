@@ -28,6 +28,7 @@ README_ROWS = {
         "SASRec",
         "SAERec",
         "Grounded",
+        "Grounded + branches",
         "shuffled codes",
         "SASRec + item kNN by intents",
     ),
@@ -349,6 +350,8 @@ def ablation_section(report):
             f"test. Groups are NDCG@10; seconds are of training and ranking, per seed."
         )
     )
+    if "commit" in report:
+        blocks.append(paragraph(f"By `{report['command']}` at commit {report['commit']}."))
     if report["former"] and report["dataset"] in FORMER_GROUPS:
         blocks.append(paragraph(FORMER_GROUPS[report["dataset"]]))
     if is_whole_former(report):
@@ -519,12 +522,12 @@ def choice_section(folder):
     if not reports:
         return []
     said = (
-        "Validation NDCG@10 of Grounded, of it with parts of the former default put back, and of its "
-        "control; mean ± standard error over seeds, by `studies/choose.py` with "
-        f"`--model-flags '{reports[0]['model_flags']}'`; test items were not ranked. The difference "
-        "is taken seed by seed. A part was to stay if it earns more than one standard error on "
-        "either data set. Mind the seeds: after the first three of rt_critics both parts would have "
-        "stayed (+0.0029 ±0.0027 and +0.0022 ±0.0011); three more took that back."
+        "Validation NDCG@10 of Grounded, of it with parts of the former default put back, and of "
+        "its control; mean ± standard error over seeds, by `studies/choose.py` with "
+        f"`--model-flags '{reports[0]['model_flags']}'`; test items were not ranked. The "
+        "difference is taken seed by seed. A part was to stay if it earns more than one standard error on "
+        "either data set. Mind the seeds: after the first three of rt_critics both parts would "
+        "have stayed (+0.0029 ±0.0027 and +0.0022 ±0.0011); three more took that back."
     )
     rows = [choice_row(report, name) for report in reports for name in report["valid"]]
     header = ["data", "row", "seeds", "validation NDCG@10", "against Grounded"]

@@ -5,9 +5,12 @@ to torch, which imports that one.
 """
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-from saerec import user_metrics, write_lines
+from saerec import HERE, user_metrics, write_lines
 
 import numpy as np
 
@@ -144,8 +147,22 @@ def report_table(rows):
         yield line + f"{row['params']:>12,}{row['seconds']:>9.0f}"
 
 
+def current_commit():
+    """Short hash of the commit that is checked out, "" where there is none."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git here
+        return ""
+
+
 def write_result(folder, name, report, copy=""):
-    """Write what was measured as FOLDER/NAME.json, and as the file `copy` too if one is named."""
+    """Write what was measured as FOLDER/NAME.json, and as the file `copy` too if one is named.
+
+    The commit and the command that made it are added.
+    """
+    command = " ".join(["python", *map(shlex.quote, sys.argv)])
+    report = report | dict(commit=current_commit(), command=command)
     paths = [Path(folder) / f"{name}.json"]
     if copy:
         paths.append(Path(copy))

@@ -19,14 +19,13 @@ import math
 import multiprocessing
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    HERE, Dataset, UserError, generator, pick_device, rank_users, run_command, run_dataset, setting,
+    Dataset, UserError, generator, pick_device, rank_users, run_command, run_dataset, setting,
     write_lines,
 )  # fmt: skip
 
@@ -42,6 +41,7 @@ from model import (  # noqa: E402
 )  # fmt: skip
 from sae import SAE, Intents, SaeSettings, SparseRows, load_intents, train_sae  # noqa: E402
 from studies.sampled import SampledLoss  # noqa: E402
+from studies.significance import current_commit  # noqa: E402
 
 RELEASE = 490.0  # seconds per epoch of Amazon Beauty of the authors' code, on 2 AVX2 cores
 NEGATIVES = 256
@@ -488,15 +488,6 @@ def measure_apart(part, settings):
     except concurrent.futures.process.BrokenProcessPool as error:
         problem = f"--only {part}: its process was ended from outside, as when memory runs out"
         raise UserError(f"{problem}: free some memory, or leave the part out") from error
-
-
-def current_commit():
-    """Short hash of the commit that is checked out, "" where there is none."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no git here
-        return ""
 
 
 def command_of(settings):

@@ -97,3 +97,11 @@ def test_help_lists_every_target_in_a_group():
     assert set(targets) <= set(listed) and len(targets) >= 10
     groups = [line for line in out.stdout.splitlines() if line in ("run", "measure", "look")]
     assert groups == ["run", "measure", "look"]
+
+
+def test_changed_embeddings_made_elsewhere_are_noticed(project):
+    (project.folder / "mine.safetensors").write_text("one")
+    flags = ["DATA=data/shopA", "EMBED_FLAGS=--embeddings mine.safetensors"]
+    assert len(project(*flags)) == 7 and project(*flags) == []
+    (project.folder / "mine.safetensors").write_text("two")
+    assert len(project(*flags)) == 7

@@ -63,10 +63,10 @@ def test_every_number_is_in_the_documents(house, tmp_path):
         for one in report["rows"]:
             cells = [one["name"], with_spread(one["NDCG@10"]), with_spread(one["HR@10"])]
             begin = f"| {' | '.join(cells)} |"
-            [line] = [line for line in results.split("\n") if line.startswith(begin)]
-            assert f" {one['params']:,} |" in line
-            for value in one["groups"].values():
-                assert f" {value:.4f} |" in line
+            lines = [line for line in results.split("\n") if line.startswith(begin)]
+            expected = [f" {value:.4f} |" for value in one["groups"].values()]
+            expected.append(f" {one['params']:,} |")
+            assert any(all(cell in line for cell in expected) for line in lines), begin
     for path in interpreted:
         report = json.loads(path.read_text())
         for label in report["labels"].values():
@@ -118,6 +118,7 @@ def test_readme_rows_by_hand(tmp_path):
 
 def test_new_results_stand_before_former_ones(house, tmp_path):
     """A data set that was measured again has its new rows in README, and both in results.md."""
+    (tmp_path / "results" / "ablation_scientific_models.json").unlink()
     write(tmp_path / "results" / "ablation_scientific_again.json", ablation())
     assert docs.main(house) == 0
     readme = (tmp_path / "README.md").read_text()
