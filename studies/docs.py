@@ -525,9 +525,9 @@ def choice_section(folder):
         "Validation NDCG@10 of Grounded, of it with parts of the former default put back, and of "
         "its control; mean ± standard error over seeds, by `studies/choose.py` with "
         f"`--model-flags '{reports[0]['model_flags']}'`; test items were not ranked. The "
-        "difference is taken seed by seed. A part was to stay if it earns more than one standard error on "
-        "either data set. Mind the seeds: after the first three of rt_critics both parts would "
-        "have stayed (+0.0029 ±0.0027 and +0.0022 ±0.0011); three more took that back."
+        "difference is taken seed by seed. A part was to stay if it earns more than one standard "
+        "error on either data set. Mind the seeds: after the first three of rt_critics both parts "
+        "would have stayed (+0.0029 ±0.0027 and +0.0022 ±0.0011); three more took that back."
     )
     rows = [choice_row(report, name) for report in reports for name in report["valid"]]
     header = ["data", "row", "seeds", "validation NDCG@10", "against Grounded"]
