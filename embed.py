@@ -10,8 +10,9 @@ The encoder is WordPiece (Wu et al. 2016), BERT (Devlin et al. 2019), the mean o
 L2 norm (Reimers & Gurevych 2019). sources/lsa.py embeds without weights.
 
 Letters besides those in saerec.py: S tokens of a text with [CLS] and [SEP], H attention heads.
-Simplified: special tokens written out in a text, such as "[SEP]", are read as plain text, and
-pooling is always the mean.
+Simplified: special tokens written out in a text, such as "[SEP]", are read as plain text; pooling
+is always the mean; whether a character is a letter, a mark or punctuation is what Python's Unicode
+says, where the tokenizers library stays with Unicode 8 and takes later marks for letters.
 """
 
 import dataclasses
@@ -51,33 +52,16 @@ class EmbedSettings(StageSettings):
 
 # WordPiece
 
-# The tokenizers library knows marks, punctuation and format characters as of Unicode 8; a later one
-# is a letter to it. These ranges hold the later ones, up to Unicode 18, and between them only
-# characters that are treated as letters anyway.
-LATER = re.compile(
-    "[\u05c8-\u05c9\u061d\u07fd\u0890-\u08e2\u09fd-\u09fe\u0a76\u0afa-\u0aff\u0b53-\u0b55\u0c04-"
-    "\u0c3c\u0c77\u0c84\u0d00\u0d3b-\u0d3c\u0d81\u0eba\u0ece\u180f-\u1886\u1abf-\u1af0\u1b4e-"
-    "\u1b4f\u1b7d-\u1b7f\u1df6-\u1dfb\u2e43-\u2e63\ua82c\ua8c5\ua8ff\ua9bd\U00010d24-\U00010d27"
-    "\U00010d69-\U00010f89\U00011070-\U00011074\U000110c2-\U000110cd\U000111cf\U0001123e-"
-    "\U00011241\U0001133b\U000113bb-\U000113c0\U000113ce-\U0001145e\U00011660-\U0001166c\U000116b9"
-    "\U0001182f-\U0001183b\U0001193b-\U00011fff\U00012ff1-\U0001612f\U00016d6d-\U00016e9a"
-    "\U00016f4f\U00016fe2-\U00016fe4\U0001cf00-\U0001d128\U0001d25b-\U0001d25c\U0001e000-"
-    "\U0001e6f5\U0001e944-\U0001e95f]"
-)
-# Of category Po or Mn in Unicode 8, of another since
-SINCE_CHANGED = {"\u166d": "Po", "\u1734": "Mn", "\U000111c9": "Po", "\U0001171e": "Mn"}
-# The library leaves 2B820-2B91F out; kana and hangul are written in words, so they stay together
+# The tokenizers library leaves 2B820-2B91F out; kana and hangul are written in words, so they stay together
 IDEOGRAPHS = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
 
 
-def category(character):
-    """General category of a character as the tokenizers library sees it -> two letters."""
-    if LATER.match(character):
-        return "Lo"
-    return SINCE_CHANGED.get(character) or unicodedata.category(character)
+def is_punctuation(character):
+    """As BERT sees it, to which symbols of ASCII such as $ are punctuation too -> bool."""
+    return character in string.punctuation or unicodedata.category(character)[0] == "P"
 
 
 class Characters(dict):
@@ -93,7 +77,7 @@ class Characters(dict):
 
     def __missing__(self, code):
         text = chr(code)
-        kind = category(text)
+        kind = unicodedata.category(text)
         apart = self.split_ideographs and IDEOGRAPHS.match(text)
         if text in "\t\n\r" or kind[0] == "Z":
             text = " "
@@ -101,11 +85,10 @@ class Characters(dict):
             text = ""
         if self.strip_accents:
             parts = unicodedata.normalize("NFD", text)
-            text = "".join(part for part in parts if category(part) != "Mn")
+            text = "".join(part for part in parts if unicodedata.category(part) != "Mn")
         if self.lower:
             text = text.lower()
-        marks = [c in string.punctuation or category(c)[0] == "P" for c in text]
-        text = "".join(f" {c} " if mark else c for c, mark in zip(text, marks))
+        text = "".join(f" {c} " if is_punctuation(c) else c for c in text)
         self[code] = f" {text} " if apart else text
         return self[code]
 
