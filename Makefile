@@ -19,6 +19,8 @@ GROUNDED_FLAGS ?=
 
 PY      := .venv/bin/python
 COMMON   = --run $(RUN) --seed $(SEED) --device $(DEVICE)
+# Nothing is random in embed.py
+EMBEDDED = --data $(DATA) --run $(RUN) $(if $(filter-out embed.py,$(EMBED)),--seed $(SEED)) --device $(DEVICE) $(EMBED_FLAGS)
 WEIGHTS  = weights/all-MiniLM-L6-v2/config.json
 # A dataset of your own may be gzipped; the bundled one is made plain
 SOURCE   = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz),$(DATA)/sequences.txt) \
@@ -29,7 +31,7 @@ FILES    = $(wildcard $(EMBED_FLAGS) $(addsuffix /*,$(EMBED_FLAGS)))
 
 # What the result of a stage depends on besides its scripts and the stage before: the words of its command and
 # the content of the data. RUN/.STAGE keeps them, and when they are not what it says the stage is run again.
-SAID_embed    = $(EMBED) --data $(DATA) $(COMMON) $(EMBED_FLAGS) $(shell cat $(SOURCE) $(FILES) 2>/dev/null | cksum)
+SAID_embed    = $(EMBED) $(EMBEDDED) $(shell cat $(SOURCE) $(FILES) 2>/dev/null | cksum)
 SAID_sae      = sae.py $(COMMON) $(SAE_FLAGS)
 SAID_sasrec   = model.py $(COMMON) --model sasrec $(MODEL_FLAGS) $(SASREC_FLAGS)
 SAID_saerec   = model.py $(COMMON) --model saerec $(MODEL_FLAGS) $(SAEREC_FLAGS)
@@ -94,7 +96,7 @@ $(WEIGHTS): | .venv/ready
 	$(PY) -c "import embed; embed.fetch_weights()"
 
 $(RUN)/embeddings.safetensors: $(EMBED) saerec.py $(call changed,embed) | $(SOURCE) .venv/ready
-	$(PY) $(EMBED) --data $(DATA) $(COMMON) $(EMBED_FLAGS)
+	$(PY) $(EMBED) $(EMBEDDED)
 	$(call remember,embed)
 
 $(RUN)/intents.jsonl: $(RUN)/embeddings.safetensors sae.py saerec.py $(call changed,sae)

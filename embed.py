@@ -25,9 +25,8 @@ import unicodedata
 from pathlib import Path
 
 from saerec import (
-    HERE, Progress, StageSettings, UserError, artifact_meta, file_hash, join_processes,
-    load_dataset, pick_device, process_of, run_command, save_artifact, setting,
-    sum_over_processes, unpack_wheel,
+    HERE, Progress, UserError, artifact_meta, file_hash, join_processes, load_dataset, pick_device,
+    process_of, run_command, save_artifact, setting, sum_over_processes, unpack_wheel,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
 import safetensors.torch
@@ -44,7 +43,11 @@ SIZES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbedSettings(StageSettings):
+class EmbedSettings:
+    """Those of a stage, but no seed: nothing here is random."""
+
+    run: str = setting("", "run folder", unit="path", example="runs/ml-100k")
+    device: str = setting("auto", "auto: a GPU if it is there", choices=("auto", "cpu", "cuda"))
     data: str = setting("", "dataset folder", unit="path", example="data/ml-100k")
     embeddings: str = setting("", "safetensors file of embeddings, a row per text", unit="path")
     weights: str = setting("", "encoder's folder; all-MiniLM-L6-v2 if not given", unit="path")
