@@ -224,10 +224,6 @@ class SASRec(torch.nn.Module):
         """Equation (3): scores [P, V+1] by the table of all items."""
         return state.u @ table.T
 
-    def target_scores(self, state, vectors, target):
-        """The score of one item per position, int64 [P], whose vectors are [P, D] -> [P]."""
-        return (state.u * vectors).sum(1)
-
     def reasons(self, state, item):
         """What the score of one item, 1..V, after one history (P = 1) is made of -> Reasons.
 
@@ -371,10 +367,6 @@ class Grounded(SASRec):
         """Equation (12)."""
         return super().scores(state, table) + self.match(state.r)
 
-    def target_scores(self, state, vectors, target):
-        shared = (self.codes.gather(target).dense() * state.r).sum(1)  # (P,)
-        return super().target_scores(state, vectors, target) + self.settings.match * shared
-
     def reasons(self, state, item):
         """The id's part <u, e_v>, and a term code_vj (<u, p_j> + m r_j) per intent -> Reasons."""
         intents, code = self.codes.row(item)
@@ -406,8 +398,8 @@ MODELS = {"sasrec": SASRec, "saerec": SAERec, "grounded": Grounded}
 # Losses
 
 
-class LogSumExp(torch.autograd.Function):
-    """sum_p weight_p log sum_v exp(<u_p, E_v> + extra_pv), the costly part of a large softmax.
+class CrossEntropy(torch.autograd.Function):
+    """sum_p weight_p (log sum_v exp(s_pv) - s_(p, target_p)) of scores s_pv = <u_p, E_v> + extra_pv.
 
     The P x V scores never exist at once: a chunk of positions is scored, reduced to its share of
     the loss and of both gradients on the way forward, and forgotten. A chunk fits the cache of a
@@ -415,8 +407,8 @@ class LogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, u, table, weight, extra=None, cells=None):
-        """u [P, D], table [V, D], weight [P] -> scalar.
+    def forward(ctx, u, table, target, weight, extra=None, cells=None):
+        """u [P, D], table [V, D], target int64 [P] in 0..V-1, weight [P] -> scalar.
 
         extra: a function of a slice of positions -> constants [rows, V]; cells: scores at a time.
         """
@@ -429,21 +421,23 @@ class LogSumExp(torch.autograd.Function):
         scores_room, share_room = u.new_empty(2, rows, len(table))
         for begin in range(0, len(u), rows):
             at = slice(begin, begin + rows)
-            scores = torch.mm(u[at], table.T, out=scores_room[: len(u[at])])  # (rows, V)
+            own = target[at, None]  # (rows, 1)
+            scores = torch.mm(u[at], table.T, out=scores_room[: len(own)])  # (rows, V)
             if extra is not None:
                 scores += extra(at)
-            log_share = torch.log_softmax(scores, 1, out=share_room[: len(u[at])])
-            loss += weight[at] @ (scores[:, 0] - log_share[:, 0])  # their difference is log sum exp
-            share = log_share.exp_()
-            torch.mm(share, table, out=du[at])
-            dtable.addmm_(share.T, u[at] * weight[at, None])
+            log_share = torch.log_softmax(scores, 1, out=share_room[: len(own)])
+            loss -= weight[at] @ log_share.gather(1, own)[:, 0]
+            slope = log_share.exp_()  # of the loss over a score: its share, less 1 at the target
+            slope.scatter_(1, own, slope.gather(1, own) - 1)
+            torch.mm(slope, table, out=du[at])
+            dtable.addmm_(slope.T, u[at] * weight[at, None])
         ctx.save_for_backward(du * weight[:, None], dtable)
         return loss
 
     @staticmethod
     def backward(ctx, grad):
         du, dtable = ctx.saved_tensors
-        return grad * du, grad * dtable, None, None, None
+        return grad * du, grad * dtable, None, None, None, None
 
 
 class Batch(NamedTuple):
@@ -468,15 +462,13 @@ def read_histories(model, batch, vectors):
 
 def full_softmax(model, state, table, batch):
     """Equation (4) over all real items, of a State and the table [V+1, D] -> scalar."""
-    extra = None
+    match = None
     if state.r is not None:
 
-        def extra(at):
+        def match(at):
             return model.match(state.r[at])[:, 1:]  # (rows, V)
 
-    vectors = F.embedding(batch.target, table)  # (P, D)
-    log_sum = LogSumExp.apply(state.u, table[1:], batch.weight, extra)
-    return log_sum - batch.weight @ model.target_scores(state, vectors, batch.target)
+    return CrossEntropy.apply(state.u, table[1:], batch.target - 1, batch.weight, match)
 
 
 def catalogue_loss(model, batch):

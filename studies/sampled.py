@@ -44,6 +44,15 @@ def some_scores(model, state, vectors, ids):
     return scores
 
 
+def target_scores(model, state, vectors, target):
+    """Scores of one item per position, int64 [P], of vectors [P, D] -> [P]."""
+    scores = (state.u * vectors).sum(1)
+    if isinstance(model, Grounded):
+        shared = (model.codes.gather(target).dense() * state.r).sum(1)
+        scores = scores + model.settings.match * shared
+    return scores
+
+
 class SampledLoss:
     """`catalogue_loss` with a sampled sum; only the items of a step are embedded."""
 
@@ -76,9 +85,9 @@ class SampledLoss:
         scores = some_scores(model, state, F.embedding(row_negatives, table), negatives)
         scores = scores - expected  # (P, negatives)
         scores = scores.masked_fill(negatives == batch.target[:, None], -torch.inf)
-        target_score = model.target_scores(state, F.embedding(row_target, table), batch.target)
-        log_sum = torch.cat([target_score[:, None], scores], 1).logsumexp(1)
-        return batch.weight @ (log_sum - target_score)
+        own = target_scores(model, state, F.embedding(row_target, table), batch.target)  # (P,)
+        log_sum = torch.cat([own[:, None], scores], 1).logsumexp(1)
+        return batch.weight @ (log_sum - own)
 
 
 def train(settings):

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from model import (
-    Blocks, Grounded, LogSumExp, SAERec, SASRec, State, full_softmax, fuse, inverse_frequency,
-    read_histories,
+    Blocks, Grounded, SAERec, SASRec, State, full_softmax, fuse, inverse_frequency, read_histories,
 )  # fmt: skip
 from sae import SparseRows
 from studies.baselines import GRU4Rec
@@ -23,7 +22,6 @@ class WithoutMatch(Grounded):
 
     forward = SASRec.forward
     scores = SASRec.scores
-    target_scores = SASRec.target_scores
 
     def reasons(self, state, item):
         nothing = state.u.new_zeros(1, self.codes.columns)
@@ -93,7 +91,8 @@ def next_intent_loss(model, batch, weight=0.3):
     counted = batch.weight * model.covered[batch.target]
     # sum_j share_vj <u, Q d_j> is one product with the item's mixed vector: no P x J target exists
     mixed = F.embedding(batch.target, model.shares.mix(intents))  # (P, D)
-    intent_loss = LogSumExp.apply(state.u, intents, counted) - counted @ (state.u * mixed).sum(1)
+    log_sum = (state.u @ intents.T).logsumexp(1)
+    intent_loss = counted @ (log_sum - (state.u * mixed).sum(1))
     return full_softmax(model, state, table, batch) + weight * intent_loss
 
 

@@ -50,7 +50,11 @@ def test_some_vectors_and_scores_are_rows_and_columns_of_all(batch_and_models):
         torch.testing.assert_close(vectors, table[ids])
         state = model.read_histories(net, batch, table[batch.items])
         some = sampled.some_scores(net, state, vectors, ids)
-        torch.testing.assert_close(some, net.scores(state, table)[:, ids], atol=1e-5, rtol=1e-4)
+        scores = net.scores(state, table)
+        torch.testing.assert_close(some, scores[:, ids], atol=1e-5, rtol=1e-4)
+        own = sampled.target_scores(net, state, table[batch.target], batch.target)
+        expected = scores.gather(1, batch.target[:, None])[:, 0]
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_negatives_estimate_the_sum_over_the_catalogue_without_bias(tmp_path):
