@@ -17,7 +17,7 @@ SAERec (arXiv 2606.18897); the u of (2) is now a
     r_j = relu(cos(h_t, Z_j)) log((1 + n) / (1 + df_j))         SAERec.personal_intents       (6)
     b   = cross-attention blocks(h_t, Z of the k largest r_j)   CrossAttention                (7)
     c   = cross-attention blocks(h_t, Z of the g highest df_j)  SAERec.public_intents         (8)
-    u   = a + w_b b + w_c c, w = softmax(<a, [b, c]> / sqrt(D)) fuse                          (9)
+    u   = a + w_b b + w_c c, w = softmax(<a, [b, c]> / sqrt(D)) SAERec.fuse                   (9)
 Grounded (ours; D4 and D5 in docs/method.md)
     E_v = e_v + sum_j code_vj p_j                               Grounded.item_table          (10)
     r_j = idf_j sum_(i <= t) decay^(t - i) code_(item i) j      Grounded.history_intents     (11)
@@ -29,7 +29,7 @@ items trains every prefix of it (D3). From a history to its scores:
       item_table          E_v: ids, and for Grounded SparseRows.mix of codes and p
       forward             -> State: u, and what made it
         embed, trunk        (1), (2)
-        personal_intents, CrossAttention, fuse        SAERec, (6) to (9)
+        personal_intents, CrossAttention, fuse        SAERec, (6) to (9); see guide
         history_intents     Grounded, (11)
       scores              (3), and for Grounded match, (12)
 Letters are those of saerec.py; D1 to D10 are departures from the paper, see docs/method.md.
@@ -287,23 +287,26 @@ class SAERec(SASRec):
         a = self.trunk(h).flatten(0, 1)[wanted]  # (P, D)
         h = h.flatten(0, 1)[wanted]  # (P, D)
         z = self.intent(self.vectors)  # (J+1, D)
-        personal = self.personal_intents(h, z)  # (P, k)
+        return self.guide(a, h, z, self.personal_intents(h, z))
+
+    def guide(self, a, h, z, personal):
+        """Equations (7) to (9) -> State; a, h: [P, D]; z: [J+1, D]; personal: int64 [P, k]."""
         public = self.public_intents().expand(len(h), -1)  # (P, g)
         b = self.personal_branch(h, z, personal)  # (P, D)
         c = self.public_branch(h, z, public)  # (P, D)
-        parts = fuse(a, b, c)  # (3, P, D)
+        parts = self.fuse(a, b, c)  # (3, P, D)
         return State(parts.sum(0), parts, personal)
+
+    @staticmethod
+    def fuse(a, b, c):
+        """Adaptive fusion, equation (9): [P, D] each -> a, w_b b and w_c c, [3, P, D]."""
+        branches = torch.stack([b, c])  # (2, P, D)
+        weight = ((a * branches).sum(2) / a.shape[1] ** 0.5).softmax(0)  # (2, P)
+        return torch.cat([a[None], weight[:, :, None] * branches])
 
     def intents_shown(self, state):
         personal = state.personal[0]
         return {"personal": personal[personal < len(self.df)], "public": self.public_intents()}
-
-
-def fuse(a, b, c):
-    """Adaptive fusion, equation (9): [P, D] each -> a, w_b b and w_c c, [3, P, D]."""
-    branches = torch.stack([b, c])  # (2, P, D)
-    weight = ((a * branches).sum(2) / a.shape[1] ** 0.5).softmax(0)  # (2, P)
-    return torch.cat([a[None], weight[:, :, None] * branches])
 
 
 class Grounded(SASRec):
@@ -399,7 +402,7 @@ MODELS = {"sasrec": SASRec, "saerec": SAERec, "grounded": Grounded}
 
 
 class CrossEntropy(torch.autograd.Function):
-    """sum_p weight_p (log sum_v exp(s_pv) - s_(p, target_p)) of scores s_pv = <u_p, E_v> + extra_pv.
+    """Weighted sum over p of log sum_v exp(s_pv) - s_(p, target_p), s_pv = <u_p, E_v> + extra_pv.
 
     The P x V scores never exist at once: a chunk of positions is scored, reduced to its share of
     the loss and of both gradients on the way forward, and forgotten. A chunk fits the cache of a

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from model import (
-    Blocks, Grounded, SAERec, SASRec, State, full_softmax, fuse, inverse_frequency, read_histories,
+    Blocks, Grounded, SAERec, SASRec, full_softmax, inverse_frequency, read_histories,
 )  # fmt: skip
 from sae import SparseRows
 from studies.baselines import GRU4Rec
@@ -103,60 +103,36 @@ class GroundedGRU(GRU4Rec, Grounded):
 # Of SAERec
 
 
-class Branches(SAERec):
-    """SAERec, its choice of personal intents and its fusion left to methods."""
-
-    def choose(self, h, a, z, items, wanted):
-        """Personal intents of the wanted positions -> int64 [P, k]; h, a: [P, D]; z: [J+1, D]."""
-        return self.personal_intents(h, z)
-
-    def join(self, a, b, c):
-        """What the state is the sum of, from trunk and branches [P, D] each -> [any, P, D]."""
-        return fuse(a, b, c)
-
-    def forward(self, items, vectors, wanted):
-        h = self.embed(vectors)  # (B, T, D)
-        a = self.trunk(h).flatten(0, 1)[wanted]  # (P, D)
-        h = h.flatten(0, 1)[wanted]  # (P, D)
-        z = self.intent(self.vectors)  # (J+1, D)
-        personal = self.choose(h, a, z, items, wanted)  # (P, k)
-        public = self.public_intents().expand(len(h), -1)  # (P, g)
-        b = self.personal_branch(h, z, personal)  # (P, D)
-        c = self.public_branch(h, z, public)  # (P, D)
-        parts = self.join(a, b, c)
-        return State(parts.sum(0), parts=parts, personal=personal)
-
-
-class PersonalOnly(Branches):
+class PersonalOnly(SAERec):
     """u = a + b, since a branch alone has all the weight."""
 
     def add_parameters(self, data, intents):
         super().add_parameters(data, intents)
         self.public_branch = Blocks()
 
-    def join(self, a, b, c):
+    def fuse(self, a, b, c):
         return torch.stack([a, b, torch.zeros_like(c)])
 
 
-class PublicOnly(Branches):
+class PublicOnly(SAERec):
     """u = a + c."""
 
     def add_parameters(self, data, intents):
         super().add_parameters(data, intents)
         self.personal_branch = Blocks()
 
-    def join(self, a, b, c):
+    def fuse(self, a, b, c):
         return torch.stack([a, torch.zeros_like(b), c])
 
 
-class FusionBySum(Branches):
+class FusionBySum(SAERec):
     """u = a + b + c."""
 
-    def join(self, a, b, c):
+    def fuse(self, a, b, c):
         return torch.stack([a, b, c])
 
 
-class FusionByConcatenation(Branches):
+class FusionByConcatenation(SAERec):
     """u = A a + B b + C c + bias."""
 
     def add_parameters(self, data, intents):
@@ -165,18 +141,33 @@ class FusionByConcatenation(Branches):
         biases = (True, False, False)
         self.joined = torch.nn.ModuleList(torch.nn.Linear(D, D, bias=bias) for bias in biases)
 
-    def join(self, a, b, c):
+    def fuse(self, a, b, c):
         return torch.stack([linear(x) for linear, x in zip(self.joined, (a, b, c))])
 
 
-class RetrievalFromTrunk(Branches):
+class Retrieval(SAERec):
+    """Personal intents are chosen by a method that knows more than the paper's."""
+
+    def choose(self, a, z, items, wanted):
+        """Personal intents of the wanted positions -> int64 [P, k]; a: [P, D]; z: [J+1, D]."""
+        raise NotImplementedError
+
+    def forward(self, items, vectors, wanted):
+        h = self.embed(vectors)  # (B, T, D)
+        a = self.trunk(h).flatten(0, 1)[wanted]  # (P, D)
+        h = h.flatten(0, 1)[wanted]  # (P, D)
+        z = self.intent(self.vectors)  # (J+1, D)
+        return self.guide(a, h, z, self.choose(a, z, items, wanted))
+
+
+class RetrievalFromTrunk(Retrieval):
     """Equation (6) asks with what the trunk made of the history, not with the last item."""
 
-    def choose(self, h, a, z, items, wanted):
+    def choose(self, a, z, items, wanted):
         return self.personal_intents(a, z)
 
 
-class RetrievalByActivation(Branches):
+class RetrievalByActivation(Retrieval):
     """Personal intents are those of the history's texts, the k largest r_j of equation (11).
 
     Public ones are the most frequent in training, so nothing moves while it trains.
@@ -190,7 +181,7 @@ class RetrievalByActivation(Branches):
         self.codes = intents.codes
         self.register_buffer("idf", inverse_frequency(data.training_items(), self.codes))
 
-    def choose(self, h, a, z, items, wanted):
+    def choose(self, a, z, items, wanted):
         r, chosen = self.history_intents(items, wanted).topk(self.settings.personal)  # (P, k)
         return torch.where(r > 0, chosen, len(self.idf))
 

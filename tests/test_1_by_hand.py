@@ -221,7 +221,7 @@ def test_fusion_weighs_branches_by_their_product_with_the_trunk():
     b = torch.tensor([[2.0, 0, 0, 0]])  # <a, b> / sqrt(4) = 1
     c = torch.tensor([[0, 4.0, 0, 0]])  # <a, c> / sqrt(4) = 0
     w = math.e / (math.e + 1)
-    parts = model.fuse(a, b, c)
+    parts = model.SAERec.fuse(a, b, c)
     expected = torch.tensor([[1.0, 0, 0, 0], [2 * w, 0, 0, 0], [0, 4 * (1 - w), 0, 0]])
     torch.testing.assert_close(parts[:, 0], expected)
 

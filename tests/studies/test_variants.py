@@ -260,13 +260,6 @@ def test_next_intent_loss_by_equation(Model):
 # Of SAERec
 
 
-def test_branches_alone_are_saerec():
-    items, wanted, state = state_of(build(variants.Branches))
-    _, _, expected = state_of(build(model.SAERec))
-    assert torch.equal(state.u, expected.u) and torch.equal(state.parts, expected.parts)
-    assert torch.equal(state.personal, expected.personal)
-
-
 def branches_of(net, chosen=None):
     """What SAERec's state is made of, written out -> (a, b, c, personal intents)."""
     flat, start = histories((6, 9, 3))
@@ -315,7 +308,7 @@ def test_retrieval_from_the_trunk_asks_with_its_state():
     assert torch.equal(state.personal, net.personal_intents(a, z))
     _, _, by_item = state_of(like(net, model.SAERec))
     assert not torch.equal(state.personal, by_item.personal)
-    torch.testing.assert_close(state.u, model.fuse(*branches_of(net, state.personal)[:3]).sum(0))
+    torch.testing.assert_close(state.u, model.SAERec.fuse(*branches_of(net, state.personal)[:3]).sum(0))
 
 
 @pytest.mark.parametrize(
@@ -354,7 +347,7 @@ def test_grounded_branches_are_both():
     net = build(variants.GroundedBranches)
     items, wanted, state = state_of(net)
     chosen = state.personal
-    torch.testing.assert_close(state.u, model.fuse(*branches_of(net, chosen)[:3]).sum(0))
+    torch.testing.assert_close(state.u, model.SAERec.fuse(*branches_of(net, chosen)[:3]).sum(0))
     r = net.history_intents(items, wanted)
     assert torch.equal(state.r, r)
     table = net.item.weight + CODES @ net.own
