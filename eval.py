@@ -12,18 +12,16 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
 
 from saerec import (
     StageSettings, UserError, generator, load_artifact, pick_device, rank_users, ranking_metrics,
     run_command, run_dataset, setting, user_metrics, write_lines,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
-from model import MODELS, ModelSettings, Reasons, model_scores, new_model
+from model import MODELS, ModelSettings, model_scores, new_model, states_after
 
 PROTOCOL = (
     "leave-one-out, last item of each user; full ranking over the catalogue; items of the history "
@@ -85,8 +83,8 @@ def describe_library(rows, top):
     judged = judged_intents(rows)
     said = f"{len(rows)} intents; {len(judged)} fire on 3 held-out texts or more"
     if judged:
-        scores = np.array([row["detection_auroc"] for row in judged])
-        said += f", and their labels detect these with AUROC {np.median(scores):.2f} in the median"
+        auroc = median(row["detection_auroc"] for row in judged)
+        said += f", and their labels detect these with AUROC {auroc:.2f} in the median"
     yield said
     best = sorted(judged, key=lambda row: (-row["detection_auroc"], -row["detection_texts"]))
     for row in best[:top]:
@@ -102,7 +100,11 @@ def popularity_scores(data):
     """Training interactions of each item, the same for everybody: the `score` of `rank_users`."""
     items = torch.from_numpy(data.training_items())
     counts = torch.bincount(items, minlength=len(data.items)).float()
-    return lambda users: counts.expand(len(users), -1)
+
+    def score(users):
+        return counts.expand(len(users), -1)
+
+    return score
 
 
 class Unnamed(dict):
@@ -112,28 +114,20 @@ class Unnamed(dict):
         return f"intent {intent}"
 
 
-class Recommendation(NamedTuple):
-    item: int  # 1..V
-    score: float
-    reasons: Reasons
-
-
 @torch.no_grad()
 def history_state(model, history):
     """The State after a whole history, int32 [any], P = 1."""
     items = torch.from_numpy(history[-model.settings.history :]).long()[None]  # (1, T)
-    items = items.to(model.item.weight.device)
-    last = torch.tensor([items.shape[1] - 1], device=items.device)
-    return model(items, F.embedding(items, model.item_table()), last)
+    return states_after(model, model.item_table(), items, torch.tensor([items.shape[1]]))
 
 
 @torch.no_grad()
 def recommend(model, state, history, top):
-    """The `top` best items that are not in the history, int32 [any] -> list of Recommendation."""
+    """The best items not in the history, int32 [any] -> at most `top` of (item, score, Reasons)."""
     scores = model.scores(state, model.item_table())[0].cpu()  # (V+1,)
     scores[[0, *history.tolist()]] = -torch.inf
     best = scores.argsort(descending=True, stable=True)[: min(top, int(scores.isfinite().sum()))]
-    return [Recommendation(v, float(scores[v]), model.reasons(state, v)) for v in best.tolist()]
+    return [(item, float(scores[item]), model.reasons(state, item)) for item in best.tolist()]
 
 
 def reason_words(reasons, labels, terms=3):
@@ -156,10 +150,10 @@ def show_user(model, user, data, labels, top):
     for name, intents in model.intents_shown(state).items():
         yield f"  {name} intents: " + "; ".join(labels[intent] for intent in intents.tolist())
     yield "  recommended:"
-    for rank, one in enumerate(recommend(model, state, history, top), 1):
-        mark = "->" if one.item == data.targets("test")[user] else "  "
-        yield f"   {mark} {rank} {data.titles[one.item]}"
-        yield f"          {one.score:.2f} = {reason_words(one.reasons, labels)}"
+    for rank, (item, score, reasons) in enumerate(recommend(model, state, history, top), 1):
+        mark = "->" if item == data.targets("test")[user] else "  "
+        yield f"   {mark} {rank} {data.titles[item]}"
+        yield f"          {score:.2f} = {reason_words(reasons, labels)}"
 
 
 def standard_errors(ranks):
@@ -186,8 +180,8 @@ def evaluate(settings):
     if not found:
         raise UserError(f"{folder} has no trained model: make one with `model.py --run {folder}`")
     models = {name: load_model(folder, name, data, device) for name in found}
-    scores = {name: model_scores(model, data, "test") for name, model in models.items()}
-    scores = {"popularity": popularity_scores(data)} | scores
+    scores = {"popularity": popularity_scores(data)}
+    scores |= {name: model_scores(model, data, "test") for name, model in models.items()}
     ranks = {name: rank_users(score, data, "test") for name, score in scores.items()}
     metrics = {name: ranking_metrics(one) for name, one in ranks.items()}
     errors = {name: standard_errors(one) for name, one in ranks.items()}

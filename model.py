@@ -25,7 +25,7 @@ Grounded (ours; D4 and D5 in docs/method.md)
 
 (2) and (11) read the past of a position, all else the position alone, so one pass over a row of
 items trains every prefix of it (D3). From a history to its scores:
-    model_scores        pads histories, looks up item vectors
+    model_scores        pads histories; states_after looks up their items' vectors
       item_table          E_v: ids, and for Grounded SparseRows.mix of codes and p
       forward             -> State: u, and what made it
         embed, trunk        (1), (2)
@@ -549,6 +549,13 @@ def make_batch(rows, chosen, flat, device):
 # Training
 
 
+def states_after(model, table, items, length):
+    """The State after each whole history; items: int64 [B, T], padded; length: int64 [B]; P = B."""
+    last = torch.arange(len(items)) * items.shape[1] + length - 1
+    items = items.to(table.device)
+    return model(items, F.embedding(items, table), last.to(table.device))
+
+
 def model_scores(model, data, part):
     """The `score` of `rank_users` for a trained model."""
     rows = evaluation_rows(data, part, model.settings.history)
@@ -557,10 +564,7 @@ def model_scores(model, data, part):
 
     def score(users):
         _, items, _ = pad_rows(rows, users, flat)  # (B, T)
-        last = torch.arange(len(users)) * items.shape[1] + rows.length[users] - 1
-        items = items.to(table.device)
-        state = model(items, F.embedding(items, table), last.to(table.device))
-        return model.scores(state, table)
+        return model.scores(states_after(model, table, items, rows.length[users]), table)
 
     return score
 

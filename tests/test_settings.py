@@ -133,8 +133,8 @@ def test_recommendations_leave_out_the_history(tiny_run):
         state = evaluation.history_state(net, history)
         listed = evaluation.recommend(net, state, history, 40)
         assert len(listed) == 30 - len(history)
-        assert not {one.item for one in listed} & set(history.tolist())
-        scores = [one.score for one in listed]
+        assert not {item for item, _, _ in listed} & set(history.tolist())
+        scores = [score for _, score, _ in listed]
         assert scores == sorted(scores, reverse=True)
 
 

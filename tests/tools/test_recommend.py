@@ -114,12 +114,12 @@ def test_scores_are_the_models_and_split_exactly(name, ask, tiny_run):
     assert [one["item"] for one in got] == [data.items[v] for v in best]
     assert [one["rank"] for one in got] == [one["rank_before"] for one in got] == [*range(1, 7)]
     told = recommend(model, history_state(model, history), history, 6)
-    for one, item, ours in zip(got, best, told, strict=True):
+    for one, item, (_, _, reasons) in zip(got, best, told, strict=True):
         assert one["score"] == one["steered"] == pytest.approx(scores[item].item(), abs=1e-5)
         whole = sum(one["parts"].values()) + sum(term["value"] for term in one["terms"])
         assert whole + one["rest"] == pytest.approx(one["score"], abs=1e-5)
-        assert one["parts"] == ours.reasons.parts
-        assert {term["intent"] for term in one["terms"]} <= set(ours.reasons.intents.tolist())
+        assert one["parts"] == reasons.parts
+        assert {term["intent"] for term in one["terms"]} <= set(reasons.intents.tolist())
         sizes = [abs(term["value"]) for term in one["terms"]]
         assert sizes == sorted(sizes, reverse=True) and len(sizes) <= 3
 
