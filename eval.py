@@ -175,33 +175,31 @@ def evaluate(settings):
     folder = Path(settings.run)
     device = pick_device(settings.device)
     data = run_dataset(settings.run)
-    # In the order of MODELS, of which the last one is shown to people
     found = [name for name in MODELS if (folder / f"{name}.safetensors").is_file()]
     if not found:
         raise UserError(f"{folder} has no trained model: make one with `model.py --run {folder}`")
     models = {name: load_model(folder, name, data, device) for name in found}
+    shown = models[found[-1]]  # of those that there are, the last in MODELS
     scores = {"popularity": popularity_scores(data)}
     scores |= {name: model_scores(model, data, "test") for name, model in models.items()}
     ranks = {name: rank_users(score, data, "test") for name, score in scores.items()}
-    metrics = {name: ranking_metrics(one) for name, one in ranks.items()}
-    errors = {name: standard_errors(one) for name, one in ranks.items()}
-    users = len(data.users)
     repeats = int(ranks["popularity"].isinf().sum())  # a target in the history has rank inf
-    report = dict(dataset=data.folder.name, users=users, items=len(data.items) - 1)
-    report |= dict(protocol=PROTOCOL, targets_in_history=repeats, models=metrics)
-    report |= dict(standard_errors=errors, seed=models[found[-1]].settings.seed)
+    report = dict(dataset=data.folder.name, users=len(data.users), items=len(data.items) - 1)
+    report |= dict(protocol=PROTOCOL, targets_in_history=repeats, seed=shown.settings.seed)
+    report["models"] = {name: ranking_metrics(one) for name, one in ranks.items()}
+    report["standard_errors"] = {name: standard_errors(one) for name, one in ranks.items()}
     write_lines(folder / "metrics.json", [json.dumps(report, indent=2, sort_keys=True)])
-    print(f"{data.folder}: {users:,} users, {len(data.items) - 1:,} items")
+    print(f"{data.folder}: {report['users']:,} users, {report['items']:,} items")
     print(f"{repeats} test items are in the history already; protocol: {PROTOCOL}\n")
-    print(*metrics_table(metrics), "", sep="\n")
+    print(*metrics_table(report["models"]), "", sep="\n")
     labels = Unnamed()
     if (folder / "intents.jsonl").is_file():
         rows = read_intents(folder)
         labels = {row["intent"]: row["label"] for row in rows}
         print(*describe_library(rows, settings.top), "", sep="\n")
-    order = torch.randperm(users, generator=generator(settings.seed, "users shown"))
+    order = torch.randperm(len(data.users), generator=generator(settings.seed, "users shown"))
     for user in order[: settings.users].tolist():
-        print(*show_user(models[found[-1]], user, data, labels, settings.top), "", sep="\n")
+        print(*show_user(shown, user, data, labels, settings.top), "", sep="\n")
 
 
 def main(argv=None):
