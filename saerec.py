@@ -18,6 +18,7 @@ studies/ are experiments on the method, tools/ asks and shows a trained run.
 """
 
 import argparse
+import collections
 import dataclasses
 import difflib
 import gzip
@@ -25,10 +26,11 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
+import unicodedata
 import zipfile
 import zlib
 from pathlib import Path
@@ -43,6 +45,9 @@ import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
+RECBOLE = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"  # SHA-256 of wheels
+BOKEH = "f40331a40ca30c64a1c1471835aad9006b61b0d9731a3f649ee8cbbf48d3822f"
+MOVIES = "bokeh_sampledata/_data/movies.db"
 
 
 class UserError(Exception):
@@ -328,10 +333,10 @@ def load_artifact(path, made_by, data=None):
     return safetensors.torch.load_file(path), meta
 
 
-def unpack_wheel(requirement, sha256, members, folder):
-    """Fetch a wheel with pip, check its SHA-256, write some of its members; installs nothing.
+def read_wheel(requirement, sha256, members):
+    """Fetch a wheel with pip and check its SHA-256 -> list of bytes, its members; installs nothing.
 
-    members: path inside the wheel -> file name in the folder. Returns the folder. Raises UserError.
+    Raises UserError.
     """
     name, version = requirement.split("==")
     wheel = HERE / "downloads" / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
@@ -346,10 +351,7 @@ def unpack_wheel(requirement, sha256, members, folder):
     if file_hash(wheel) != sha256:
         raise UserError(f"{wheel} is not {requirement} as published (SHA-256 differs): delete it")
     with zipfile.ZipFile(wheel) as archive:
-        for member, file_name in members.items():
-            content = archive.read(member)
-            write_atomically(Path(folder) / file_name, lambda path: path.write_bytes(content))
-    return Path(folder)
+        return [archive.read(member) for member in members]
 
 
 # The dataset folder
@@ -595,24 +597,65 @@ def write_dataset(out, sequences, rows):
     return data
 
 
-def read_movielens(folder):
-    """Read ml-100k.inter and ml-100k.item -> ({user: items}, rows of texts.jsonl)."""
+def turn_article(title):
+    """"Postino, Il" -> "Il Postino"; the same before another title in parentheses."""
+    return re.sub(r"^(.*?), (The|An?|L[aeo]s?|Il|D[aei][rse]|El|L'|Une?)(?= \(|$)", r"\2 \1", title)
 
-    def rows_of(name):
-        with open(folder / name, encoding="utf-8") as file:
-            return [line.rstrip("\n").split("\t") for line in file][1:]  # the first names columns
 
-    sequences = {}
-    ratings = [(int(user), float(time), item) for user, item, _, time in rows_of("ml-100k.inter")]
-    for user, _, item in sorted(ratings, key=lambda rating: rating[:2]):
-        sequences.setdefault(str(user), []).append(item)
-    rows = []
-    for item, title, year, genres in rows_of("ml-100k.item"):
-        article = r"^(.*), (The|A|An|Le|La|Les|Il|Das|Der|Die|El|L')(?= \(|$)"
-        title = re.sub(article, r"\2 \1", title) + (f" ({year})" if year else "")
-        text = f"{title}. {', '.join(genres.split())}."
-        rows.append(dict(item=item, title=title, text=text))
-    return sequences, rows
+def film_keys(title):
+    """The names by which another catalogue may know a film -> list of str, the likeliest first.
+
+    "Hate (Haine, La)" has two; so has what stands before and after a colon, or after somebody's
+    name, if it is of two words or more. Case, accents, articles, spaces and marks don't count.
+    """
+    titles = [turn_article(one) for one in re.split(r" ?\(|\)", title) if one.strip()]
+    parts = [one for one in re.split(r": | – |(?<='s) ", titles[0]) if " " in one]
+    plain = (one.lower().replace("&", "and") for one in [*titles, *parts])
+    return [re.sub(r"^(the|an?) |\W", "", unicodedata.normalize("NFKD", one)) for one in plain]
+
+
+def read_films(database):
+    """Facts of films from movies.db, as bytes -> ({(key, year): facts}, films of each actor).
+
+    Of films of one name and year, the one with the most reviews stays.
+    """
+    query = """select Title, Year, Genre, Director, "Cast", Production, Country, Language, Awards
+               from omdb join tomatoes using (ID) order by Reviews, ID"""
+    base = sqlite3.connect(":memory:")
+    base.deserialize(database)
+    base.row_factory = sqlite3.Row
+    films = [{name: row[name] or "" for name in row.keys()} for row in base.execute(query)]
+    index = {}
+    for film in films:
+        index |= {(key, film["Year"]): film for key in film_keys(film["Title"])}
+    return index, collections.Counter(name for film in films for name in film["Cast"].split(", "))
+
+
+def find_film(index, title, year):
+    """The facts of a film, {} if there are none; catalogues may differ by a year."""
+    keys = film_keys(title)
+    tries = ((key, year + off) for off in (0, -1, 1) for key in keys)
+    return next((index[one] for one in tries if one in index), {})
+
+
+def film_text(genres, facts, films_of):
+    """What is said of a film. Neither title nor year: they would name intents by accident."""
+    genres = genres.replace("Children's", "Children").split()
+    genres += filter(None, facts.get("Genre", "").split(", "))
+    film = ", ".join(dict.fromkeys(genres)) + " film"  # each genre once
+    if not facts:
+        return film + "."
+    by_fame = sorted(facts["Cast"].split(", "), key=lambda name: (-films_of[name], name))
+    film += f" by {facts['Director']}" if facts["Director"] else ""
+    sentences = [
+        ("", film),
+        ("With ", ", ".join(by_fame[:2])),
+        ("", facts["Production"]),
+        ("", facts["Country"]),
+        ("In ", "" if "English" in facts["Language"] else facts["Language"]),
+        ("Won ", "an Oscar" if facts["Awards"].startswith("Won") else ""),
+    ]
+    return ". ".join(start + rest for start, rest in sentences if rest) + "."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -624,13 +667,27 @@ class Prepare:
 
 
 def prepare(settings):
-    """Write the folder of MovieLens 100K (Harper & Konstan 2015), bundled with RecBole 1.2.1."""
-    names = ("ml-100k.inter", "ml-100k.item")
-    members = {f"recbole/dataset_example/ml-100k/{name}": name for name in names}
-    sha256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-    with tempfile.TemporaryDirectory() as scratch:
-        sequences, rows = read_movielens(unpack_wheel("recbole==1.2.1", sha256, members, scratch))
+    """Write the folder of MovieLens 100K (Harper & Konstan 2015), bundled with RecBole 1.2.1.
+
+    Its texts are facts from Wikidata, bundled with bokeh-sampledata 2026.1; see docs/data.md.
+    """
+    folder = "recbole/dataset_example/ml-100k/ml-100k"
+    members = read_wheel("recbole==1.2.1", RECBOLE, [f"{folder}.inter", f"{folder}.item"])
+    tables = ([line.split("\t") for line in one.decode().splitlines()] for one in members)
+    ratings, films = (rows[1:] for rows in tables)  # the first row names the columns
+    facts_of, films_of = read_films(*read_wheel("bokeh-sampledata==2026.1", BOKEH, [MOVIES]))
+    sequences = {}
+    for user, item, _, _ in sorted(ratings, key=lambda one: (int(one[0]), float(one[3]))):
+        sequences.setdefault(user, []).append(item)
+    rows = []
+    found = 0
+    for item, title, year, genres in films:
+        facts = find_film(facts_of, title, int(year) if year.isdigit() else 0)
+        found += bool(facts)
+        title = turn_article(title) + (f" ({year})" if year.isdigit() else "")
+        rows.append(dict(item=item, title=title, text=film_text(genres, facts, films_of)))
     write_dataset(settings.out, sequences.items(), rows)
+    print(f"  {found:,} of {len(films):,} films have facts, found by title and year")
 
 
 @dataclasses.dataclass(frozen=True)

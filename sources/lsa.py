@@ -20,10 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, UserError, generator, load_dataset, pick_device, run_command, save_artifact,
-    setting,
+    StageSettings, UserError, generator, load_dataset, pick_device, run_command, setting,
 )  # fmt: skip
-from embed import Characters  # noqa: E402
+from embed import Characters, save_embeddings  # noqa: E402
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -141,10 +140,7 @@ def embed(settings):
     device = pick_device(settings.device)
     data = load_dataset(settings.data)
     vectors = lsa(data.texts, settings.width, settings.seed, device)
-    path = Path(settings.run) / "embeddings.safetensors"
-    tensors = {"embeddings": vectors, "item": torch.from_numpy(data.text_item)}
-    save_artifact(path, tensors, settings, data.hash, encoder={"name": "lsa"})
-    print(f"{path}: {len(vectors):,} texts, width {vectors.shape[1]}, from lsa")
+    save_embeddings(settings, data, vectors, {"name": "lsa"})
 
 
 def main(argv=None):

@@ -4,8 +4,9 @@
     python studies/docs.py --check    write nothing; status 2 if any of them is out of date
 
 studies/results/ holds what was measured: ablation_NAME.json and interpret_NAME.json of a data set,
-by studies/ablate.py and interpret.py, and speed.json, by studies/speed.py. The text around the
-numbers is in this file.
+by studies/ablate.py and interpret.py, intents_ml-100k.json by studies/sample.py, speed.json by
+studies/speed.py, and intents_goals.json: before, goal and now of the library of intents. The text
+around the numbers is in this file.
 """
 
 import dataclasses
@@ -382,7 +383,10 @@ def same_cell(one):
     """How alike two libraries are, in a cell; one: of a report, or None."""
     if not one:
         return ""
-    return f"{one['mean_cosine']:.2f}, {one['above_07']:.0%}"
+    said = f"{one['mean_cosine']:.2f}, {one['above_07']:.0%}"
+    if "matched_cosine" in one:
+        said += f"; one to one {one['matched_cosine']:.2f}"
+    return said
 
 
 def deletion_cell(one):
@@ -476,6 +480,12 @@ def interpret_section(folder):
             "Deletion: mean rank of a user's best item once a term is taken from its score."
         )
     )
+    if any("matched_cosine" in report["stability"] for report in reports):
+        said = (
+            "One to one: mean cosine of pairs in which no intent has another's partner, those of "
+            "largest total cosine."
+        )
+        blocks.append(paragraph(said))
     blocks.append(bullets(said for report in reports for said in interpret_findings(report)))
     blocks.append(interpret_table(reports))
     for report in reports:
@@ -499,6 +509,53 @@ def recovery_section(report):
     header = ["method", "K", "M", "recovered", "mean best cosine", "AUROC", "isolation"]
     title = f"### Recovery of the true intents: {report['dataset']}"
     return [title, paragraph(said), table(header, recovery_rows(report))]
+
+
+# Intents to look at
+
+
+def score_cell(score):
+    """An AUROC, or None, in a cell."""
+    return "" if score is None else f"{score:.2f}"
+
+
+def in_cell(text):
+    """Text that a cell of a table can hold."""
+    return text.replace("|", "\\|")
+
+
+def sample_section(folder):
+    """The intents that studies/sample.py drew -> list of blocks. Raises UserError."""
+    path = folder / "intents_ml-100k.json"
+    if not path.is_file():
+        return []
+    report = read_report(path, {"command", "commit", "of", "drawn"})
+    drawn = report["drawn"]
+    count = "Thirty" if len(drawn) == 30 else f"{len(drawn):,}"
+    said = (
+        f"By `{report['command']}` at commit {report['commit']}, of {report['of']:,} intents, none "
+        "left out. Support: other SAEs that found the intent too. Words and meaning: AUROC with "
+        "which its keywords, and the meaning of its label, tell held-out texts that it fires on."
+    )
+    rows = []
+    for row in drawn:
+        cells = [in_cell(row["label"]), in_cell("; ".join(row["items"])), str(row["support"])]
+        rows.append([*cells, *map(score_cell, (row["detection_auroc"], row["meaning_auroc"]))])
+    header = ["label", "top items", "support", "words", "meaning"]
+    title = f"## {count} intents of MovieLens 100K, drawn by a fixed seed"
+    return [title, paragraph(said), table(header, rows)]
+
+
+def goals_section(folder):
+    """What the library of intents was, should be and is -> list of blocks. Raises UserError."""
+    path = folder / "intents_goals.json"
+    if not path.is_file():
+        return []
+    report = read_report(path, {"command", "commit", "rows"})
+    header = ["what", "before", "goal", "now"]
+    rows = [[in_cell(row[name]) for name in header] for row in report["rows"]]
+    said = f"By `{report['command']}` at commit {report['commit']}."
+    return ["## The library of intents: before, goal, now", paragraph(said), table(header, rows)]
 
 
 def choice_row(report, name):
@@ -547,6 +604,8 @@ def results_document(folder, ablations):
     for report in ablations:
         blocks += ablation_section(report)
     blocks += interpret_section(folder)
+    blocks += goals_section(folder)
+    blocks += sample_section(folder)
     return "\n\n".join(blocks) + "\n"
 
 

@@ -29,7 +29,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from eval import history_state, judged_intents, load_model, read_intents  # noqa: E402
-from sae import SAE, build_library, encode_all, held_out_texts  # noqa: E402
+from sae import SAE, build_library, encode_all  # noqa: E402
 from studies.rivals import (  # noqa: E402
     L1SAE, load_run, rival, sae_library, strongest, train_other,
 )  # fmt: skip
@@ -74,8 +74,8 @@ def cluster_labels(run, clusters, seed):
     x = run.sae.standardize(run.embeddings)
     settings = dataclasses.replace(run.settings, latents=min(clusters, len(x)), seed=seed)
     vectors, codes = rival("kmeans", x, settings)
-    held_out = held_out_texts(len(x), run.settings)
-    return build_library(Directions(vectors), codes, held_out, run.data, settings)[2]
+    all_others = torch.full((len(vectors),), settings.members)
+    return build_library(Directions(vectors), codes, all_others, run.corpus, settings)[2]
 
 
 def measure_labels(run, rows, seed):
@@ -89,6 +89,7 @@ def measure_labels(run, rows, seed):
     return {
         "SAE": label_scores(rows),
         "SAE, labels permuted": label_scores(rows, "permuted_auroc"),
+        "SAE, by meaning": label_scores(rows, "meaning_auroc"),
         "k-means, as many clusters": label_scores(cluster_labels(run, len(rows), seed)),
         "k-means, clusters as large": label_scores(cluster_labels(run, as_large, seed)),
     }
@@ -98,11 +99,56 @@ def measure_labels(run, rows, seed):
 
 
 def stability(vectors, others):
-    """How much of a library another has: best cosines of vectors [J, E] among others [J', E]."""
+    """How much of a library another has, from cosines of vectors [J, E] and others [J', E] -> dict.
+
+    mean_cosine: of each with its best; matched_cosine: one to one, the pairs of largest total
+    cosine, over the smaller library.
+    """
     cosine = F.normalize(vectors, dim=1) @ F.normalize(others, dim=1).T
     best = cosine.max(1).values.double()
     above = {f"above_0{tenth}": float((best > tenth / 10).double().mean()) for tenth in (9, 7)}
-    return dict(mean_cosine=float(best.mean())) | above
+    pairs = assignment(cosine.double().numpy())
+    matched = float(cosine[pairs].double().mean())
+    return dict(mean_cosine=float(best.mean())) | above | dict(matched_cosine=matched)
+
+
+def assignment(gain):
+    """Rows and columns of the one-to-one pairs of largest total gain, float64 [n, m].
+
+    -> (int64 [min(n, m)], int64 [min(n, m)]). The Hungarian method by shortest augmenting paths
+    (Jonker & Volgenant 1987).
+    """
+    if gain.shape[0] > gain.shape[1]:
+        columns, rows = assignment(gain.T)
+        return rows, columns
+    n, m = gain.shape
+    row_price = np.zeros(n + 1)
+    column_price = np.zeros(m + 1)
+    row_of = np.full(m + 1, n)  # of each column; row n is nobody, column m where a path begins
+    for row in range(n):
+        row_of[m] = row
+        column = m
+        shortest = np.full(m, np.inf)
+        before = np.full(m, m)
+        done = np.zeros(m + 1, bool)
+        while row_of[column] != n:
+            done[column] = True
+            here = row_of[column]
+            cost = -gain[here] - row_price[here] - column_price[:m]
+            nearer = ~done[:m] & (cost < shortest)
+            shortest[nearer] = cost[nearer]
+            before[nearer] = column
+            step_to = int(np.where(done[:m], np.inf, shortest).argmin())
+            step = shortest[step_to]
+            row_price[row_of[done]] += step
+            column_price[done] -= step
+            shortest[~done[:m]] -= step
+            column = step_to
+        while column != m:
+            row_of[column] = row_of[before[column]]
+            column = before[column]
+    columns = np.flatnonzero(row_of[:m] != n)
+    return torch.from_numpy(row_of[columns]), torch.from_numpy(columns)
 
 
 def measure_stability(run, seed):
@@ -292,6 +338,7 @@ def interpret_lines(report):
     for name, key in (("another seed's", "stability"), ("random directions", "floor")):
         same = report[key]
         said = f"mean best cosine {same['mean_cosine']:.2f}, above 0.7 for {same['above_07']:.0%}"
+        said += f", one to one {same['matched_cosine']:.2f}"
         yield f"intents among {name:23} {said}"
     one = report["deletion"]
     if one["users"]:

@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    Dataset, StageSettings, UserError, artifact_meta, file_hash, generator, load_artifact,
-    run_command, run_dataset, save_artifact, setting, write_rows,
+    StageSettings, UserError, artifact_meta, file_hash, generator, load_artifact, run_command,
+    run_dataset, save_artifact, setting, write_rows,
 )  # fmt: skip
 
 import torch  # noqa: E402
@@ -38,8 +38,8 @@ import torch.nn.functional as F  # noqa: E402
 
 from eval import read_intents  # noqa: E402
 from sae import (  # noqa: E402
-    SAE, Codes, SaeSettings, SparseRows, build_library, cell_bounds, encode_all, item_codes,
-    resolve, train_sae,
+    SAE, Codes, Corpus, SaeSettings, SparseRows, build_library, cell_bounds, encode_all, item_codes,
+    kmeans, load_corpus, resolve, train_sae,
 )  # fmt: skip
 
 # Other sparse autoencoders; a number is a factor on the run's own setting
@@ -65,11 +65,20 @@ class RivalSettings(StageSettings):
 class Run(NamedTuple):
     """What rivals are made from."""
 
-    data: Dataset
-    embeddings: torch.Tensor  # float32 [N, E]
+    corpus: Corpus
     sae: SAE
     settings: SaeSettings  # of the run's SAE
     intents: dict  # tensors of intents.safetensors
+
+    @property
+    def data(self):
+        """The Dataset of the run."""
+        return self.corpus.data
+
+    @property
+    def embeddings(self):
+        """Of its texts, float32 [N, E]."""
+        return self.corpus.embeddings
 
 
 def load_run(folder, data, device="cpu"):
@@ -79,17 +88,17 @@ def load_run(folder, data, device="cpu"):
     """
     folder = Path(folder)
     made_by = f"sae.py --run {folder}"
-    embeddings = load_artifact(folder / "embeddings.safetensors", made_by, data)[0]["embeddings"]
     tensors, meta = load_artifact(folder / "sae.safetensors", made_by, data)
     intents, _ = load_artifact(folder / "intents.safetensors", made_by, data)
     try:
         settings = SaeSettings(**meta["settings"] | dict(run=str(folder), device=device))
-        sae = SAE(settings.latents, settings.active, embeddings.shape[1])
+        corpus = load_corpus(folder, settings)
+        sae = SAE(settings.latents, settings.active, corpus.embeddings.shape[1])
         sae.load_state_dict(tensors)
     except (TypeError, RuntimeError) as error:  # other settings, other parameters
         problem = f"{folder / 'sae.safetensors'} does not fit this version of sae.py"
         raise UserError(f"{problem}: make it again with `{made_by}`") from error
-    return Run(data, embeddings, sae, settings, intents)
+    return Run(corpus, sae, settings, intents)
 
 
 # Other autoencoders
@@ -124,33 +133,18 @@ class DenseAutoencoder(L1SAE):
 
 
 def train_other(run, changes, seed, Model=SAE):
-    """Train another SAE on a Run's texts -> (SAE on the CPU, held-out texts bool [N], SaeSettings).
+    """Train another SAE on a Run's texts -> (SAE on the CPU, support int64 [M], SaeSettings).
 
     changes: factors on settings of the run's SAE. Raises UserError if K would be more than M.
     """
     own = run.settings
     sizes = {name: max(1, int(getattr(own, name) * factor)) for name, factor in changes.items()}
-    settings = resolve(dataclasses.replace(own, seed=seed, **sizes), len(run.embeddings))
-    sae, held_out, _ = train_sae(run.embeddings, settings, Model)
-    return sae.cpu(), held_out, settings
+    settings = resolve(dataclasses.replace(own, seed=seed, **sizes), run.data.texts)
+    sae, support, _ = train_sae(run.embeddings, run.corpus.held_out, settings, Model)
+    return sae, support, settings
 
 
 # Other directions
-
-
-def kmeans(x, clusters, seed, rounds=25):
-    """Lloyd's algorithm from random rows of x [N, E] -> centroids [clusters, E].
-
-    A cluster that runs empty stays where it was.
-    """
-    first = torch.randperm(len(x), generator=generator(seed, "k-means"))[:clusters]
-    centroids = x[first].clone()
-    for _ in range(rounds):
-        nearest = torch.cat([torch.cdist(part, centroids).argmin(1) for part in x.split(4096)])
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, x)
-        count = torch.bincount(nearest, minlength=clusters)[:, None]
-        centroids = torch.where(count > 0, sums / count.clamp_min(1), centroids)
-    return centroids
 
 
 def strongest(scores, count):
@@ -161,8 +155,17 @@ def strongest(scores, count):
 
 @torch.no_grad()
 def kmeans_intents(x, settings):
-    """Unit centroids of x [N, E] and each text's nearest one -> (vectors [J, E], Codes [N, 1])."""
-    vectors = F.normalize(kmeans(x, min(settings.latents, len(x)), settings.seed), dim=1)
+    """Unit centroids of x [N, E] and each text's nearest one -> (vectors [J, E], Codes [N, 1]).
+
+    `kmeans` reads a sample if there are few clusters; the last rounds read all texts.
+    """
+    random = generator(settings.seed, "k-means")
+    vectors = F.normalize(kmeans(x, settings.latents, random, rounds=25), dim=1)
+    for _ in range(5):
+        nearest = (x @ vectors.T).argmax(1)
+        sums = torch.zeros_like(vectors).index_add_(0, nearest, x)
+        empty = torch.bincount(nearest, minlength=len(vectors))[:, None] == 0
+        vectors = F.normalize(torch.where(empty, vectors, sums), dim=1)
     return vectors, strongest(x @ vectors.T, 1)
 
 
@@ -181,10 +184,13 @@ def pca_intents(x, settings):
 def dense_intents(x, settings):
     """A dense autoencoder of x [N, E], of whose codes the K strongest of a text are kept.
 
+    One alone, without noise: its latents turn freely, so those of several don't agree.
     -> (vectors [J, E], Codes [N, K])
     """
     steps = max(300, 20 * len(x) // settings.batch)  # each costs M/K times as much as the SAE's
-    sae = train_sae(x, dataclasses.replace(settings, steps=steps), DenseAutoencoder)[0].cpu()
+    alone = dataclasses.replace(settings, steps=steps, members=1, noise=0.0, lr=1e-3)
+    every_tenth = torch.arange(len(x)) % 10 == 0
+    sae = train_sae(x, every_tenth, alone, DenseAutoencoder)[0]
     codes = encode_all(sae, x)  # (N, J)
     return sae.W_dec.detach(), strongest(codes.values, settings.active)
 
@@ -260,10 +266,11 @@ def sae_library(kind, run, seed):
     if kind == "seed":
         seed += run.settings.seed + 1
     Model = L1SAE if kind == "l1" else SAE
-    sae, held_out, settings = train_other(run, SAE_CHANGES[kind], seed, Model)
+    sae, support, settings = train_other(run, SAE_CHANGES[kind], seed, Model)
     codes = encode_all(sae, run.embeddings)
-    intents, latent, rows = build_library(sae, codes, held_out, run.data, settings)
-    return library(*intents) | dict(latent=latent), rows
+    intents, latent, rows = build_library(sae, codes, support, run.corpus, settings)
+    found_by = support[latent.long()].int()
+    return library(*intents) | dict(latent=latent, support=found_by), rows
 
 
 def build_rival(kind, run, folder, seed):

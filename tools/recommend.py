@@ -329,7 +329,8 @@ def answer_lines(told, wishes, data, labels):
         source = f"  (from {'; '.join(titles)})" if titles else ""
         yield f"  personal intent{amount}  {labels[intent]}{source}"
     if told.public:
-        yield "  public intents: " + "; ".join(labels[intent] for intent in told.public)
+        public = "; ".join(labels[intent] for intent in told.public)
+        yield f"  public intents (what most people's items share): {public}"
     yield from wish_lines(wishes, labels)
     for rank, one in enumerate(told.listed, 1):
         moved = steered and one.rank_before != rank

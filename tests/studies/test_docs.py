@@ -218,6 +218,55 @@ def test_interpretability_by_hand(tmp_path):
     ]
 
 
+def test_one_to_one_is_told_where_it_was_measured(tmp_path):
+    same = dict(mean_cosine=0.9, above_07=0.8, above_09=0.5, matched_cosine=0.856)
+    floor = same | dict(mean_cosine=0.2, above_07=0.0, matched_cosine=0.141)
+    write(tmp_path / "interpret_films.json", interpreted(stability=same, floor=floor))
+    *blocks, table = docs.interpret_section(tmp_path)
+    assert "One to one: " in "\n".join(blocks)
+    assert "| intents among another seed's | 0.90, 80%; one to one 0.86 |" in table
+    assert "| intents among random directions | 0.20, 0%; one to one 0.14 |" in table
+
+
+def test_drawn_intents_by_hand(house, tmp_path):
+    assert docs.sample_section(tmp_path) == []
+    one = dict(label="war, army", items=["Patton (1970)", "A | B"], support=3)
+    one |= dict(detection_auroc=0.876, meaning_auroc=None)
+    report = dict(command="python studies/sample.py", commit="abc", of=1234, drawn=[one])
+    write(tmp_path / "results" / "intents_ml-100k.json", report)
+    title, said, table = docs.sample_section(tmp_path / "results")
+    assert title == "## 1 intents of MovieLens 100K, drawn by a fixed seed"
+    assert said.startswith("By `python studies/sample.py` at commit abc, of 1,234 intents")
+    assert table.split("\n") == [
+        "| label | top items | support | words | meaning |",
+        "| --- | --- | --- | --- | --- |",
+        "| war, army | Patton (1970); A \\| B | 3 | 0.88 |  |",
+    ]
+    write(tmp_path / "results" / "intents_ml-100k.json", report | dict(drawn=[one] * 30))
+    assert docs.main(house) == 0
+    results = (tmp_path / "docs" / "results.md").read_text()
+    assert "\n## Thirty intents of MovieLens 100K, drawn by a fixed seed\n" in results
+    assert results.count("| war, army |") == 30
+
+
+def test_goals_by_hand(house, tmp_path, fails):
+    assert docs.goals_section(tmp_path) == []
+    path = tmp_path / "results" / "intents_goals.json"
+    row = dict(what="agreement of two seeds", before="0.44", goal="0.80", now="0.79")
+    write(path, dict(command="python studies/library.py", commit="abc", rows=[row]))
+    title, said, table = docs.goals_section(tmp_path / "results")
+    assert title.startswith("## ") and said == "By `python studies/library.py` at commit abc."
+    assert table.split("\n") == [
+        "| what | before | goal | now |",
+        "| --- | --- | --- | --- |",
+        "| agreement of two seeds | 0.44 | 0.80 | 0.79 |",
+    ]
+    assert docs.main(house) == 0
+    assert f"\n{table}\n" in (tmp_path / "docs" / "results.md").read_text()
+    write(path, dict(rows=[row]))
+    fails(docs.main, house, "intents_goals.json lacks some of", "command", "commit")
+
+
 def test_labels_of_which_none_can_be_judged():
     assert docs.label_cell(dict(intents=0, of=4)) == "0 judged of 4"
     assert docs.label_cell(None) == docs.same_cell(None) == docs.deletion_cell(None) == ""

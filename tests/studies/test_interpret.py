@@ -1,6 +1,7 @@
 """Interpretability scores against planted truths, brute force and what scores are made of."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ import saerec
 from conftest import copy_run, make_run
 from eval import load_model
 from model import model_scores
-from sae import Codes, SaeSettings, SparseRows, build_library, encode_all, held_out_texts
+from sae import Codes, SaeSettings, SparseRows, build_library, encode_all
 from sources import planted
 from studies import interpret
 from studies.rivals import load_run
@@ -79,6 +80,34 @@ def test_stability_of_a_permuted_and_of_a_random_library():
     assert other["above_07"] == np.mean([cosine > 0.7 for cosine in best])
 
 
+def test_assignment_is_that_of_brute_force():
+    torch.manual_seed(1)
+    for n, m in ((1, 1), (3, 3), (4, 6), (6, 4), (6, 6)):
+        gain = torch.randn(n, m).double().numpy()
+        rows, columns = interpret.assignment(gain)
+        assert len(set(rows.tolist())) == len(set(columns.tolist())) == min(n, m)
+        small = gain if n <= m else gain.T
+        choices = itertools.permutations(range(max(n, m)), min(n, m))
+        best = max(sum(small[i, j] for i, j in enumerate(one)) for one in choices)
+        assert gain[rows, columns].sum() == pytest.approx(best)
+
+
+def test_stability_finds_permuted_noisy_copies():
+    """One to one, the permutation is found; two copies of one direction can't both be matched."""
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.randn(20, 32), dim=1)
+    order = torch.randperm(20)
+    noisy = F.normalize(vectors[order] + 0.3 * torch.randn(20, 32) / 32**0.5, dim=1)
+    rows, columns = interpret.assignment((vectors @ noisy.T).double().numpy())
+    assert torch.equal(order[columns], rows)
+    found = interpret.stability(vectors, noisy)
+    own = (vectors[order] * noisy).sum(1).mean().item()
+    assert found["matched_cosine"] == pytest.approx(own, abs=1e-6)
+    twice = torch.cat([vectors[:1], vectors])
+    fewer = interpret.stability(twice, torch.cat([noisy, torch.eye(1, 32)]))
+    assert fewer["mean_cosine"] > fewer["matched_cosine"] + 0.02
+
+
 def test_label_scores_by_hand():
     rows = []
     for texts, score in ((3, 0.9), (5, 0.7), (9, 0.85), (2, 1.0), (4, None)):
@@ -92,11 +121,11 @@ def test_label_scores_by_hand():
 def test_labels_of_clusters_are_made_as_labels_of_intents(tiny_run):
     """Clusters in the place of latents: with the SAE's own codes come the SAE's own labels."""
     run = load_run(tiny_run, saerec.run_dataset(tiny_run))
-    held_out = held_out_texts(len(run.embeddings), run.settings)
     codes = encode_all(run.sae, run.embeddings)
-    own = build_library(run.sae, codes, held_out, run.data, run.settings)[2]
+    support = torch.full((len(run.sae.W_dec),), 3)
+    own = build_library(run.sae, codes, support, run.corpus, run.settings)[2]
     directions = interpret.Directions(run.sae.W_dec.detach())
-    assert build_library(directions, codes, held_out, run.data, run.settings)[2] == own
+    assert build_library(directions, codes, support, run.corpus, run.settings)[2] == own
     rows = interpret.cluster_labels(run, 4, seed=0)
     assert 0 < len(rows) <= 4
     assert sum(row["density"] for row in rows) <= 1  # a text is in one cluster
@@ -112,6 +141,7 @@ def test_clusters_as_large_as_intents(tiny_run, monkeypatch):
 
     monkeypatch.setattr(interpret, "cluster_labels", clusters)
     row = dict(density=0.25, detection_texts=3, detection_auroc=0.9, permuted_auroc=0.5)
+    row["meaning_auroc"] = None
     interpret.measure_labels(None, [row] * 7, seed=0)
     assert asked == [7, 4]
 
@@ -186,11 +216,13 @@ def test_interpret_writes_what_it_measured(tmp_path, tiny_run, capsys):
         if row["detection_texts"] >= 3 and row["detection_auroc"] is not None:
             rows.append(row)
     median = np.median([row["detection_auroc"] for row in rows])
-    permuted = np.median([row["permuted_auroc"] for row in rows if row["permuted_auroc"] is not None])
+    others = [row["permuted_auroc"] for row in rows]
+    permuted = np.median([score for score in others if score is not None])
     assert report["labels"]["SAE"]["median"] == pytest.approx(median)
     assert report["labels"]["SAE, labels permuted"]["median"] == pytest.approx(permuted)
-    assert 0 < report["stability"]["mean_cosine"] <= 1
-    assert 0 < report["floor"]["mean_cosine"] <= 1
+    for key in ("stability", "floor"):
+        assert 0 < report[key]["matched_cosine"] <= report[key]["mean_cosine"] + 1e-6 <= 1 + 2e-6
+    assert "SAE, by meaning" in report["labels"]
     assert report["deletion"]["rank_without_largest"] >= 1
     assert "recovery" not in report
     assert "deletion test" in out and "intents among random directions" in out
@@ -252,7 +284,8 @@ def test_a_world_that_changed(planted_run, tmp_path, fails):
     run = load_run(planted_run, data)
     folder = tmp_path / "planted"
     shutil.copytree(data.folder, folder)
-    moved = run._replace(data=dataclasses.replace(data, folder=folder, hash="another"))
+    changed = dataclasses.replace(data, folder=folder, hash="another")
+    moved = run._replace(corpus=run.corpus._replace(data=changed))
     with pytest.raises(saerec.UserError, match="truth.safetensors was made from another dataset"):
         interpret.recovery_table(moved, seed=0)
     (folder / "truth.safetensors").unlink()

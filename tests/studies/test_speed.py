@@ -174,7 +174,7 @@ def test_synthetic_data_is_of_the_size_asked_for():
 def test_growth_is_a_slope(monkeypatch):
     """An epoch whose time is users times the root of items."""
     monkeypatch.setattr(speed, "epoch_seconds", lambda users, items, device: users * items**0.5)
-    monkeypatch.setattr(speed, "train_sae", lambda x, settings: None)
+    monkeypatch.setattr(speed, "train_sae", lambda x, held_out, settings: None)
     users, items, texts = speed.measure_growth(settings_of("none"), CPU)
     assert (users["value"], items["value"]) == (1.0, 0.5)
     assert math.isfinite(texts["value"])

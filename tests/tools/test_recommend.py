@@ -250,7 +250,7 @@ def test_what_people_read(tiny_run, capsys):
     assert f"less of: {label}" in out and f"without: {label}" in out
     assert tool.main([*common, "--model", "saerec"]) == 0
     out = capsys.readouterr().out
-    assert " = history " in out and "  personal " in out and "  public intents: " in out
+    assert " = history " in out and "  personal " in out and "  public intents (what most" in out
     assert "steering" not in out and "(was " not in out
     assert tool.main([*common, "--model", "sasrec", "--top", "2"]) == 0
     assert "intent" not in capsys.readouterr().out
