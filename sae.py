@@ -110,10 +110,13 @@ class SAE(torch.nn.Module):
         # How many texts were seen when a latent last fired
         self.register_buffer("last_active", torch.zeros(latents, dtype=torch.int64))
 
-    def fit_scale(self, embeddings):
-        """Centre embeddings [n, E], and scale to mean squared norm 1."""
-        self.mean.copy_(embeddings.mean(0, dtype=torch.float64))
-        self.scale.copy_((embeddings - self.mean).square().sum(1).mean(dtype=torch.float64).sqrt())
+    def fit_scale(self, embeddings, rows):
+        """Centre the rows, int64 [n], of embeddings [N, E], and scale to mean squared norm 1."""
+        parts = rows.split(4096)  # a batch at a time: they are read from a mapped file
+        total = sum(embeddings[part].sum(0, dtype=torch.float64) for part in parts)
+        self.mean.copy_(total / len(rows))
+        norms = sum((embeddings[part] - self.mean).square().double().sum() for part in parts)
+        self.scale.copy_((norms / len(rows)).sqrt())
 
     @torch.no_grad()
     def start(self, x, random):
@@ -200,11 +203,10 @@ def auxk_loss(sae, x, x_hat, dead, k):
 def kmeans(x, clusters, random, rounds=5):
     """Lloyd's algorithm from random rows of x [n, E] -> centroids [clusters, E].
 
-    A cluster that runs empty stays where it was. Of many rows, 16 per cluster are read. There are
-    as many centroids as rows if these are fewer.
+    A cluster that runs empty stays where it was; there are as many centroids as rows if these are
+    fewer.
     """
-    x = x[torch.randperm(len(x), generator=random)[: 16 * clusters]]
-    centroids = x[:clusters].clone()
+    centroids = x[torch.randperm(len(x), generator=random)[:clusters]]
     for _ in range(rounds):
         nearest = torch.cat([torch.cdist(part, centroids).argmin(1) for part in x.split(4096)])
         sums = torch.zeros_like(centroids).index_add_(0, nearest, x)
@@ -297,8 +299,8 @@ def train_step(sae, optimizer, x, noise, dead, texts, settings):
     return [sum_over_processes(value.detach().clone()) for value in (loss, reconstruction, fired)]
 
 
-def fit(sae, x, test, settings, member, progress, before):
-    """Train an SAE on standardized x [n, E], in place -> rows of the log.
+def fit(sae, embeddings, train, test, settings, member, progress, before):
+    """Train an SAE on embeddings [N, E], of rows train int64 [n], in place -> rows of the log.
 
     test: embeddings to measure on; member: number of the SAE, from 1, 0 for the average, which
     gives it random numbers of its own; before: steps of others. Raises FloatingPointError if the
@@ -309,20 +311,22 @@ def fit(sae, x, test, settings, member, progress, before):
     device = sae.mean.device
     optimizer = torch.optim.Adam(sae.parameters(), lr=s.lr, fused=True)
     random = generator(s.seed, f"sae noise {member}")
-    patience = s.dead_after * len(x)
+    patience = s.dead_after * len(train)
+    E = embeddings.shape[1]
     sae.last_active.zero_()
     seen = 0
     log = []
-    batches = text_batches(len(x), s, generator(s.seed, f"sae batches {member}"))
+    batches = text_batches(len(train), s, generator(s.seed, f"sae batches {member}"))
     for step, chosen in enumerate(batches, 1):
         if step % 10 == 1:  # not in every step, since to count them a GPU must be waited for
             dead = sae.dead(seen, patience).nonzero()[:, 0]
         for group in optimizer.param_groups:
             group["lr"] = s.lr * min(1.0, 5 * (1 - (step - 1) / s.steps))
-        noise = torch.randn(len(chosen), x.shape[1], generator=random) * s.noise / x.shape[1] ** 0.5
+        noise = torch.randn(len(chosen), E, generator=random) * s.noise / E**0.5
         mine = slice(process, None, processes)
-        batch = x[chosen[mine]].to(device), noise[mine].to(device)
-        loss, reconstruction, fired = train_step(sae, optimizer, *batch, dead, len(chosen), s)
+        x = sae.standardize(embeddings[train[chosen[mine]]].to(device))
+        batch = x, noise[mine].to(device), dead, len(chosen)
+        loss, reconstruction, fired = train_step(sae, optimizer, *batch, s)
         seen += len(chosen)
         sae.last_active[fired > 0] = seen
         if step < s.steps:
@@ -348,9 +352,9 @@ def train_sae(embeddings, held_out, settings, Model=SAE):
     UserError if there are too few texts, FloatingPointError if a loss is not finite.
     """
     s = settings
-    train = embeddings[~held_out]
-    test = embeddings[held_out]
-    test = test[:: max(len(test) // 10_000, 1)]
+    train = (~held_out).nonzero()[:, 0]
+    test = held_out.nonzero()[:, 0]
+    test = embeddings[test[:: max(len(test) // 10_000, 1)]]  # of a corpus beyond memory, a part
     if min(len(train), len(test)) < 2:
         raise UserError(f"{len(embeddings)} texts are too few to hold some out: bring more")
     if s.batch < process_of()[1]:
@@ -361,18 +365,19 @@ def train_sae(embeddings, held_out, settings, Model=SAE):
     log = []
     for member in range(1, s.members + 1):
         sae = Model(s.latents, s.active, embeddings.shape[1], s.seed)
-        sae.fit_scale(train)
+        sae.fit_scale(embeddings, train)
         if not sae.scale > 0:
             raise UserError("all texts have the same embedding: embed them again, or bring others")
-        x = sae.standardize(train)
-        sae.to(pick_device(s.device))
-        sae.start(x.to(sae.mean.device), generator(s.seed, f"k-means {member}"))
-        log += fit(sae, x, test, s, member, progress, len(members) * s.steps)
+        random = generator(s.seed, f"k-means {member}")
+        some = train[torch.randperm(len(train), generator=random)[: 16 * s.latents]]
+        x = sae.standardize(embeddings[some]).to(pick_device(s.device))
+        sae.to(x.device).start(x, random)
+        log += fit(sae, embeddings, train, test, s, member, progress, len(members) * s.steps)
         members.append(sae)
     sae, support = consensus(members)
     if len(members) > 1:
-        sae.fit_gain(x.to(sae.mean.device))
-        log += fit(sae, x, test, more, 0, progress, len(members) * s.steps)
+        sae.fit_gain(x)
+        log += fit(sae, embeddings, train, test, more, 0, progress, len(members) * s.steps)
     return sae.cpu().eval(), support.cpu(), log
 
 
@@ -708,7 +713,8 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
 
 def meanings(corpus, own_texts):
     """`words_by_meaning` of intents, from the training texts of each, int64 [any] -> as it does."""
-    x = corpus.embeddings[~corpus.held_out]
+    train = (~corpus.held_out).nonzero()[:, 0]
+    x = corpus.embeddings[train[:: max(len(train) // 50_000, 1)]]
     centers = torch.stack([corpus.embeddings[own].mean(0) for own in own_texts]) - x.mean(0)
     return words_by_meaning(centers.nan_to_num(), x.T.cov(), corpus.word_vectors)
 

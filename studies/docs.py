@@ -535,12 +535,16 @@ def sample_section(folder):
     said = (
         f"By `{report['command']}` at commit {report['commit']}, of {report['of']:,} intents, none "
         "left out. Support: other SAEs that found the intent too. Words and meaning: AUROC with "
-        "which its keywords, and the meaning of its label, tell held-out texts that it fires on."
+        "which its keywords, and the meaning of its label, tell held-out texts that it fires on, if"
+        " these are 3 or more."
     )
     rows = []
     for row in drawn:
         cells = [in_cell(row["label"]), in_cell("; ".join(row["items"])), str(row["support"])]
-        rows.append([*cells, *map(score_cell, (row["detection_auroc"], row["meaning_auroc"]))])
+        scores = ["", ""]
+        if row["detection_texts"] >= 3:
+            scores = map(score_cell, (row["detection_auroc"], row["meaning_auroc"]))
+        rows.append([*cells, *scores])
     header = ["label", "top items", "support", "words", "meaning"]
     title = f"## {count} intents of MovieLens 100K, drawn by a fixed seed"
     return [title, paragraph(said), table(header, rows)]

@@ -19,7 +19,7 @@ TOPICS = {
     "music": "guitar melody concert singer",
 }
 SMALL = {
-    "sae": "--latents 16 --active 3 --steps 150 --batch 16 --min-items 2 --held-out 0.2",
+    "sae": "--latents 16 --active 3 --members 2 --steps 150 --batch 16 --min-items 2 --held-out 0.2",
     "model": "--epochs 3 --width 8 --batch 24 --history 6",
     "saerec": "--personal 3 --public 2",
 }

@@ -4,6 +4,7 @@ Users ann and bob have five and three items; intents and vectors have two or thr
 is here by hand is in test_2_invariants.py by a second formulation, on larger random input.
 """
 
+import hashlib
 import math
 import types
 import unicodedata
@@ -139,6 +140,61 @@ def test_a_latent_is_dead_after_so_many_texts_without_it():
     assert net.dead(seen=100, patience=60).tolist() == [False, False, True]
 
 
+def test_codes_are_scaled_to_rebuild_best():
+    """Two rows that are the same overshoot by two: 3 + 3 for a text that is 3."""
+    net = sae.SAE(2, 2, 2)
+    rows = torch.tensor([[1.0, 0], [1.0, 0]])
+    net.W_enc.data = rows.clone()
+    net.W_dec.data = rows.clone()
+    x = torch.tensor([[3.0, 4.0], [1.0, 0]])
+    net.fit_gain(x)
+    assert net.W_enc.tolist() == [[0.5, 0], [0.5, 0]] and net.W_dec.tolist() == rows.tolist()
+    assert net.decode(net.encode(x)).tolist() == [[3.0, 0], [1.0, 0]]
+    net.fit_gain(x)  # which is the best already
+    assert net.W_enc.tolist() == [[0.5, 0], [0.5, 0]]
+
+
+def test_kmeans_of_two_pairs_and_of_two_texts():
+    x = torch.tensor([[0.0, 0], [0, 2.0], [8.0, 0], [8.0, 2.0]])
+    centroids = sae.kmeans(x, 2, torch.Generator().manual_seed(1))
+    assert sorted(centroids.tolist()) == [[0, 1.0], [8.0, 1.0]]
+    few = sae.kmeans(x[:2], 3, torch.Generator().manual_seed(0))
+    assert sorted(few.tolist()) == [[0, 0], [0, 2.0]]  # no more centroids than texts
+
+
+def test_saes_are_averaged_where_they_agree():
+    """In the other SAE, right has turned a little and is number 1; up and left have no match."""
+    first = small_sae()
+    other = small_sae()
+    rows = torch.tensor([[0.0, -1.0], [0.96, 0.28], [0.6, -0.8]])
+    other.W_dec.data = rows.clone()
+    other.W_enc.data = 3 * rows
+    other.b_enc.data = torch.tensor([7.0, 1.0, 7.0])
+    other.b_dec.data = torch.tensor([0.2, 0])
+    net, support = sae.consensus([first, other])
+    assert support.tolist() == [1, 0, 0]
+    between = torch.tensor([1 + 0.96, 0.28])
+    torch.testing.assert_close(net.W_dec.data[0], between / between.norm())
+    torch.testing.assert_close(net.W_enc.data[0], torch.tensor([(1 + 2.88) / 2, 0.84 / 2]))
+    assert net.b_enc.tolist() == [0.5, 0.5, 0] and net.b_dec.tolist() == pytest.approx([0.1, 0])
+    assert net.W_dec.tolist()[1:] == net.W_enc.tolist()[1:] == [[0, 1], [-1, 0]]  # as they were
+    assert first.b_enc.tolist() == [0, 0.5, 0]  # and so is the first
+
+
+def test_one_sae_is_its_own_consensus():
+    net, support = sae.consensus([small_sae()])
+    assert support.tolist() == [0, 0, 0]
+    assert net.W_enc.tolist() == small_sae().W_enc.tolist()
+
+
+def test_copies_of_a_text_are_held_out_together():
+    texts = ["a", "b", "a", "c", "d", "a"]
+    digests = {text: hashlib.sha256(text.encode()).digest() for text in "abcd"}
+    first, second, *_ = sorted("abcd", key=digests.get)
+    assert sae.held_out_texts(texts, 0.25).tolist() == [text == first for text in texts]
+    assert sae.held_out_texts(texts, 0.5).tolist() == [text in (first, second) for text in texts]
+
+
 # The library
 
 
@@ -160,9 +216,9 @@ def test_terms_are_words_and_phrases_within_punctuation():
 
 def test_keywords_are_more_frequent_in_an_intents_texts_and_share_no_word():
     """Of 8 training texts an intent has 4. "space war" is in 3 of them, "war" in these and one
-    other, "film" in all."""
-    names = ["film", "space war", "war", "sea"]
-    counts = [torch.tensor(one).numpy() for one in ([4, 3, 3, 1], [8, 3, 4, 2])]
+    other, "film" in all, and "shot" in its 4 and one more, which is most."""
+    names = ["film", "space war", "war", "sea", "shot"]
+    counts = [torch.tensor(one).numpy() for one in ([4, 3, 3, 1, 4], [8, 3, 4, 2, 5])]
     found = sae.find_keywords(names, *counts, active=4, total=8, count=5)
     assert [names[term] for term in found] == ["space war"]  # "war" shares a word with it
     inside, outside = 3.5 / 5, 0.5 / 5
@@ -194,6 +250,13 @@ def test_names_are_what_the_texts_say_and_others_do_not():
     # sea 2 (.5 + .7) = 2.4; ocean, which the corpus does not know, 3 / 3 = 1; others say boat as
     # often; most say film
     assert names == ["sea", "ocean"]
+
+
+def test_a_word_that_the_corpus_does_not_know_counts_a_third():
+    counts = {"sea": (0.75, 0.25)}  # 1 (.5 + .5) = 1
+    assert sae.name_words(["ocean", "sea"], [2.9, 1.0], counts) == ["sea", "ocean"]
+    assert sae.name_words(["ocean", "sea"], [3.1, 1.0], counts) == ["ocean", "sea"]
+    assert sae.name_words(["sea"], [1.0], {"sea": (0.9, 0.5)}) == []  # half of all texts say it
 
 
 def test_neighbours_get_different_names():

@@ -14,7 +14,7 @@ import eval as evaluation
 import model
 import sae
 import saerec
-from conftest import copy_run, make_run, write_dataset
+from conftest import TOPICS, copy_run, make_run, write_dataset
 
 V, J, E = 30, 7, 6
 MODELS = [model.SASRec, model.SAERec, model.Grounded]
@@ -219,7 +219,7 @@ def test_auxk_by_its_definition_and_only_for_dead_latents():
 def test_fvu_is_measured_as_before_scaling():
     x, _ = planted(300)
     net = random_sae()
-    net.fit_scale(x)
+    net.fit_scale(x, torch.arange(300))
     with torch.no_grad():
         codes = net.encode(net.standardize(x))
         x_hat = net.decode(codes) * net.scale + net.mean  # FVU is the same before scaling
@@ -522,7 +522,7 @@ def test_project_then_step_then_normalize():
 def test_scaling_makes_the_variance_one():
     x, _ = planted()
     net = sae.SAE(8, 2, 24)
-    net.fit_scale(7 * x + 3)
+    net.fit_scale(7 * x + 3, torch.arange(len(x)))
     variance = net.standardize(7 * x + 3).square().sum(1).mean().item()
     assert variance == pytest.approx(1, rel=1e-4)
 
@@ -649,7 +649,11 @@ def test_library_names_what_it_found(tiny_run):
     said = {"intent", "latent", "label", "keywords", "texts", "items", "density", "support"}
     scores = {"detection_auroc", "detection_texts", "permuted_auroc", "meaning_auroc"}
     assert set(rows[0]) == said | scores
-    assert all(row["support"] >= 2 for row in rows)  # of the 3 others
+    assert all(row["support"] == 1 for row in rows)  # the one other SAE has them, too
+    assert all(row["meaning_auroc"] is None for row in rows)  # word_vectors is no encoder
+    tensors = saerec.load_artifact(tiny_run / "intents.safetensors", "")[0]
+    assert tensors["support"].tolist() == [row["support"] for row in rows]
+    assert tensors["latent"].tolist() == [row["latent"] for row in rows]
 
 
 @pytest.mark.parametrize("Model", MODELS)
@@ -718,6 +722,52 @@ def test_what_only_the_first_has_stays_as_it_is():
     assert support[5] == 0 and torch.equal(net.W_dec.data[5], alone)
     assert torch.equal(net.W_enc.data[5], first.W_enc.data[5])
     assert (support > 0).sum() >= 9
+
+
+def test_an_intent_is_found_by_half_of_the_others(tiny_run):
+    """Of 3 others two are enough, one is not; the only SAE there is needs none."""
+    settings = sae.SaeSettings(run=str(tiny_run), members=4, min_items=2, held_out=0.2)
+    corpus = sae.load_corpus(tiny_run, settings)
+    net = sae.SAE(16, 3, 8)
+    net.load_state_dict(saerec.load_artifact(tiny_run / "sae.safetensors", "")[0])
+    codes = sae.encode_all(net, corpus.embeddings)
+
+    def found(support, **more):
+        changed = dataclasses.replace(settings, **more)
+        return sae.build_library(net, codes, support, corpus, changed)[1].tolist()
+
+    everyone = found(torch.full((16,), 3))
+    support = torch.arange(16) % 4
+    assert found(support) == [latent for latent in everyone if latent % 4 >= 2]
+    assert found(0 * support, members=1) == everyone
+    with pytest.raises(saerec.UserError, match="no latent that other SAEs find"):
+        found(0 * support + 1)
+
+
+def test_words_of_the_encoder_name_intents(tiny_run):
+    """An encoder's vector of a word is here what word_vectors makes of it, of the same width."""
+    settings = sae.SaeSettings(run=str(tiny_run), members=2, min_items=2, held_out=0.2)
+    corpus = sae.load_corpus(tiny_run, settings)
+    assert corpus.words == [] and corpus.word_vectors.shape == (0, 8)
+    words = " ".join(TOPICS.values()).split()
+    texts = sorted({word for text in corpus.data.texts for word in text.lower().split()})
+    vectors = torch.linalg.lstsq(  # the projection of each word, from the texts that have it
+        torch.tensor([[float(w in t.lower().split()) for w in texts] for t in corpus.data.texts]),
+        corpus.embeddings, driver="gelsd",
+    ).solution  # fmt: skip
+    number = {word.strip(","): n for n, word in enumerate(texts)}
+    corpus = corpus._replace(words=words, word_vectors=vectors[[number[word] for word in words]])
+    net = sae.SAE(16, 3, 8)
+    net.load_state_dict(saerec.load_artifact(tiny_run / "sae.safetensors", "")[0])
+    codes = sae.encode_all(net, corpus.embeddings)
+    rows = sae.build_library(net, codes, torch.ones(16), corpus, settings)[2]
+    said = [set(row["label"].split(" (")[0].split(", ")) for row in rows]
+    assert all(label <= {*words} for label in said)
+    measured = [row["meaning_auroc"] for row in rows if row["detection_texts"]]
+    assert measured and np.mean(measured) > 0.7, measured
+    own = [any(word in text for text in row["texts"] for word in label)
+           for row, label in zip(rows, said)]  # fmt: skip
+    assert np.mean(own) > 0.8
 
 
 def test_held_out_texts_know_no_seed_and_part_no_copies():

@@ -131,6 +131,9 @@ def test_a_device_that_is_not_there(fails, tiny_run):
         ("--held-out 0.9", ["--held-out", "0.01 to 0.5"]),
         ("--held-out nan", ["--held-out", "0.01 to 0.5"]),
         ("--batch 0", ["--batch", "at least 1"]),
+        ("--members 0", ["--members", "at least 1"]),
+        ("--noise -1", ["--noise", "at least 0"]),
+        ("--max-density 0", ["few enough texts", "lower --min-items"]),
         ("--latents ten", ["--latents", "ten"]),
         ("--step 5", ["--step", "did you mean --steps"]),
         ("--min-items 1000", ["fires on 1000 items", "lower --min-items"]),
@@ -181,6 +184,13 @@ def test_too_few_texts_to_hold_some_out(fails, tmp_path):
     folder = write_folder(tmp_path / "d", THREE, text("a") + text("b") + text("c"))
     run = make_run(folder, tmp_path / "run", stages="embed")
     fails(sae.main, ["--run", run], "3 texts are too few", "bring more")
+
+
+def test_a_batch_smaller_than_the_processes(monkeypatch):
+    monkeypatch.setattr(sae, "process_of", lambda: (0, 4))
+    settings = sae.SaeSettings(run="x", latents=4, active=2, batch=3)
+    with pytest.raises(saerec.UserError, match="--batch 3 cannot be shared by all.*raise it"):
+        sae.train_sae(torch.randn(9, 4), torch.arange(9) % 3 == 0, settings)
 
 
 # Artifacts
@@ -255,6 +265,19 @@ def test_the_remedy_is_the_stage_that_is_out_of_date(fails, tmp_path, tiny_run, 
     saerec.write_artifact(run / "embeddings.safetensors", {n: t + 1 for n, t in tensors.items()}, meta)
     words = ["sae.safetensors was made from another", "embeddings.safetensors", "`sae.py --run"]
     fails(evaluation.main, ["--run", run], *words)
+
+
+def test_words_of_other_embeddings(fails, tmp_path, tiny_run):
+    run = copy_run(tiny_run, tmp_path / "run", "embeddings.safetensors")
+    source = run / "embeddings.safetensors"
+    tensors, meta = saerec.load_artifact(source, "")
+    words = dict(vectors=torch.eye(8)), embed.EmbedSettings(), meta["dataset"], [source]
+    saerec.save_artifact(run / "vocabulary.safetensors", *words, words=list("abcdefgh"))
+    saerec.write_artifact(source, {n: t + 1 for n, t in tensors.items()}, meta)
+    said = ["vocabulary.safetensors was made from another embeddings", f"embed.py --run {run}"]
+    fails(sae.main, ["--run", run], *said)
+    (run / "vocabulary.safetensors").write_bytes(b"junk")
+    fails(sae.main, ["--run", run], "vocabulary.safetensors is corrupt", f"embed.py --run {run}")
 
 
 def test_texts_that_are_embedded_alike(fails, tmp_path, tiny_run):

@@ -20,6 +20,8 @@ import safetensors.torch
 import torch
 
 import embed
+import sae
+from conftest import SMALL
 from saerec import load_artifact, load_dataset
 
 HERE = Path(__file__).resolve().parent
@@ -190,8 +192,40 @@ def test_artifact_of_each_source(tiny_data, tmp_path):
         file = tmp_path / "given.safetensors"
         safetensors.torch.save_file({"embeddings": given.to(dtype), "item": torch.from_numpy(data.text_item).long()}, file)
         assert torch.equal(make("given", "--embeddings", file)[0], given.to(dtype).float())
+    assert not (tmp_path / "given" / "vocabulary.safetensors").exists()
     again = make("copy", "--embeddings", tmp_path / "bert/embeddings.safetensors")[0]
     assert torch.equal(again, vectors)  # another run's artifact will do
+
+
+def test_words_that_may_name_an_intent(tmp_path):
+    """The encoder's own whole words of 3 letters or more, then terms of 3 texts, the most frequent."""
+    tokenizer = embed.WordPiece(write_weights(tmp_path)[0])
+    texts = ["sea boats", "sea boats", "sea boats in space", "sea wind", "wind, wind"]
+    own = ["play", "sep", "thing", "space", "planet", "rocket", "number"]  # "the" says nothing
+    assert embed.name_candidates(texts, tokenizer) == [*own, "sea", "boats", "sea boats"]
+    assert embed.name_candidates(texts, tokenizer, most=1) == [*own, "sea"]
+
+
+def test_words_lie_beside_the_embeddings_that_they_belong_to(tiny_data, tmp_path):
+    weights, run = write_weights(tmp_path / "weights")[0], tmp_path / "run"
+    argv = ["--data", str(tiny_data), "--run", str(run)]
+    assert embed.main([*argv, "--weights", str(weights), "--max-tokens", "16"]) == 0
+    tensors, meta = load_artifact(run / "vocabulary.safetensors", "embed.py", load_dataset(tiny_data))
+    words = meta["words"]
+    assert {"planet", "guitar melody"} < {*words} and set(meta["made_from"]) == {"embeddings.safetensors"}
+    expected = embed.encode(words, *embed.load_encoder(weights, 16), 16)
+    torch.testing.assert_close(tensors["vectors"], expected)
+    corpus = sae.load_corpus(run, sae.SaeSettings(run=str(run)))
+    assert corpus.words == words and torch.equal(corpus.word_vectors, tensors["vectors"])
+    assert sae.main(["--run", str(run), "--device", "cpu", *SMALL["sae"].split()]) == 0
+    rows = [json.loads(line) for line in (run / "intents.jsonl").read_text().splitlines()]
+    assert all(row["label"].split(", ")[0] in words for row in rows)
+    assert any(row["meaning_auroc"] is not None for row in rows)
+    given = tmp_path / "given.safetensors"
+    safetensors.torch.save_file({"embeddings": torch.randn(len(corpus.embeddings), 3)}, given)
+    assert embed.main([*argv, "--embeddings", str(given)]) == 0
+    assert not (run / "vocabulary.safetensors").exists()  # of vectors that are no longer there
+    assert sae.load_corpus(run, sae.SaeSettings(run=str(run))).words == []
 
 
 @pytest.fixture
@@ -223,8 +257,11 @@ def test_two_processes_embed_what_one_does(tmp_path, tiny_data):
         command = [sys.executable, *launcher, script, *flags, "--run", run]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
-        vectors.append(load_artifact(run / "embeddings.safetensors", "")[0]["embeddings"])
-    torch.testing.assert_close(vectors[0], vectors[1], atol=1e-6, rtol=0)
+        found, (words, meta) = (load_artifact(run / f"{name}.safetensors", "") for name in ("embeddings", "vocabulary"))
+        vectors.append((found[0]["embeddings"], words["vectors"], meta["words"]))
+    assert vectors[0][2] == vectors[1][2]
+    for one, two in zip(vectors[0][:2], vectors[1][:2]):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
 
 
 WRONG_CONFIGS = [

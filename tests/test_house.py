@@ -93,7 +93,7 @@ def test_the_five_scripts_stand_alone(tmp_path):
     code += "vectors = {'embeddings': word_vectors(texts)}\n"
     code += "safetensors.torch.save_file(vectors, 'vectors.safetensors')"
     subprocess.run([sys.executable, "-c", code], **pipes, check=True)
-    flags = ["SAE_FLAGS=--latents 16 --active 3 --steps 50 --min-items 2 --batch 16"]
+    flags = ["SAE_FLAGS=--latents 16 --active 3 --members 2 --steps 50 --min-items 2 --batch 16"]
     flags += ["MODEL_FLAGS=--epochs 1 --width 8", f"EMBED_FLAGS=--embeddings {vectors}"]
     flags += ["SAEREC_FLAGS=--personal 3 --public 2"]
     done = subprocess.run(["make", "all", "DATA=data/tiny", *flags], **pipes)

@@ -91,6 +91,48 @@ def test_keys_of_a_title():
     assert keys == ["leonthebigandlongnight", "bigandlongnight"]
 
 
+@pytest.mark.parametrize(
+    "title, turned",
+    [
+        ("Usual Suspects, The", "The Usual Suspects"),
+        ("Postino, Il (The Postman)", "Il Postino (The Postman)"),
+        ("Haine, La", "La Haine"),
+        ("Bread, Love and Envy", "Bread, Love and Envy"),  # no article
+        ("Crying, The Game", "Crying, The Game"),  # not at the end
+    ],
+)
+def test_articles_stand_before_titles(title, turned):
+    assert saerec.turn_article(title) == turned
+
+
+FACTS = dict(
+    Genre="Drama, War", Director="D", Cast="A, B, C", Production="P", Country="France",
+    Language="French, German", Awards="Won 3 Oscars.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "genres, facts, expected",
+    [
+        ("War Children's", FACTS, "War, Children, Drama film by D. With B, A. P. France. In French, German. Won an Oscar."),
+        ("War", FACTS | {"Language": "French, English", "Awards": "1 win."},
+         "War, Drama film by D. With B, A. P. France."),
+        ("War", FACTS | {"Genre": "", "Director": "", "Production": "", "Cast": "C"},
+         "War film. With C. France. In French, German. Won an Oscar."),
+        ("War Comedy", {}, "War, Comedy film."),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_film(genres, facts, expected):
+    """Each genre once; of the cast the two in most films, A before C since both are in one."""
+    assert saerec.film_text(genres, facts, {"A": 1, "B": 2, "C": 1}) == expected
+
+
+def test_a_film_that_is_not_found_has_no_facts():
+    index, films_of = saerec.read_films(database())
+    facts = saerec.find_film(index, "Nobody Knows It", 1994)
+    assert facts == {} and saerec.film_text("Comedy", facts, films_of) == "Comedy film."
+
+
 def test_the_two_of_the_cast_that_are_in_most_films():
     _, films_of = saerec.read_films(database())
     assert films_of["Kevin Spacey"] == films_of["Gabriel Byrne"] == 2

@@ -52,11 +52,13 @@ def test_model(tmp_path, tiny_run, name):
 
 
 def test_sae(tmp_path, tiny_run):
+    """Each process reads its share of the noise that one reads, and starts where the first does."""
     one, two = (copy_run(tiny_run, tmp_path / n, "embeddings*") for n in ("one", "two"))
     flags = f"{SMALL['sae']} --steps 60 --dead-after 0.3 --batch 15 --device cpu".split()
     assert sae.main(["--run", str(one), *flags]) == 0
     torchrun(ROOT / "sae.py", "--run", two, *flags)
     compare(one, two, "sae.safetensors")
+    compare(one, two, "intents.safetensors")
     log = (two / "sae_log.csv").read_text().splitlines()
     assert any(float(line.split(",")[-1]) > 0 for line in log[1:])  # auxk had latents to revive
 

@@ -11,8 +11,7 @@ import sae
 import saerec
 from conftest import SMALL, copy_run
 
-SAE = "--latents 16 --active 3 --steps 150 --batch 16 --min-items 2 --held-out 0.2 --lr 0.003"
-SAE += " --auxk 8 --dead-after 0.5 --device cpu"
+SAE = SMALL["sae"] + " --lr 0.003 --auxk 8 --dead-after 0.5 --device cpu"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def library_of(tmp_path_factory, tiny_run):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--latents 12", "--active 2", "--steps 140", "--batch 8", "--lr 0.01", "--auxk 1",
+        "--latents 12", "--active 2", "--members 1", "--members 3", "--noise 0", "--steps 140", "--batch 8", "--lr 0.01", "--auxk 1",
         "--auxk-weight 1", "--dead-after 3", "--held-out 0.3", "--min-items 6", "--max-density 0.2",
         "--keywords 2", "--seed 5",
     ],

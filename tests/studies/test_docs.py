@@ -231,16 +231,18 @@ def test_one_to_one_is_told_where_it_was_measured(tmp_path):
 def test_drawn_intents_by_hand(house, tmp_path):
     assert docs.sample_section(tmp_path) == []
     one = dict(label="war, army", items=["Patton (1970)", "A | B"], support=3)
-    one |= dict(detection_auroc=0.876, meaning_auroc=None)
-    report = dict(command="python studies/sample.py", commit="abc", of=1234, drawn=[one])
+    one |= dict(detection_auroc=0.876, meaning_auroc=None, detection_texts=3)
+    few = one | dict(label="birds", meaning_auroc=1.0, detection_texts=2)
+    report = dict(command="python studies/sample.py", commit="abc", of=1234, drawn=[one, few])
     write(tmp_path / "results" / "intents_ml-100k.json", report)
     title, said, table = docs.sample_section(tmp_path / "results")
-    assert title == "## 1 intents of MovieLens 100K, drawn by a fixed seed"
+    assert title == "## 2 intents of MovieLens 100K, drawn by a fixed seed"
     assert said.startswith("By `python studies/sample.py` at commit abc, of 1,234 intents")
     assert table.split("\n") == [
         "| label | top items | support | words | meaning |",
         "| --- | --- | --- | --- | --- |",
         "| war, army | Patton (1970); A \\| B | 3 | 0.88 |  |",
+        "| birds | Patton (1970); A \\| B | 3 |  |  |",
     ]
     write(tmp_path / "results" / "intents_ml-100k.json", report | dict(drawn=[one] * 30))
     assert docs.main(house) == 0
