@@ -59,7 +59,7 @@ class SaeSettings(StageSettings):
     steps: int = setting(0, "optimiser steps of each; 0: 100 passes, 300 to 5000", low=0)
     batch: int = setting(256, "texts per step", low=1)
     lr: float = setting(3e-4, "Adam's learning rate, falling to 0 over the last fifth", low=0)
-    noise: float = setting(0.75, "norm of the noise on x in training, that of x is 1", low=0)
+    noise: float = setting(1.0, "norm of the noise on x in training; that of x is 1", low=0)
     auxk: int = setting(64, "dead latents that rebuild the residual; 0: none", low=0)
     auxk_weight: float = setting(1 / 32, "weight of auxk", origin=GAO, low=0)
     dead_after: float = setting(2.0, "a latent is dead if silent so long", unit="passes", low=0)

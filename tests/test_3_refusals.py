@@ -274,7 +274,7 @@ def test_words_of_other_embeddings(fails, tmp_path, tiny_run):
     words = dict(vectors=torch.eye(8)), embed.EmbedSettings(), meta["dataset"], [source]
     saerec.save_artifact(run / "vocabulary.safetensors", *words, words=list("abcdefgh"))
     saerec.write_artifact(source, {n: t + 1 for n, t in tensors.items()}, meta)
-    said = ["vocabulary.safetensors was made from another embeddings", f"embed.py --run {run}"]
+    said = ["vocabulary.safetensors was made from another", f"embed.py --run {run}"]
     fails(sae.main, ["--run", run], *said)
     (run / "vocabulary.safetensors").write_bytes(b"junk")
     fails(sae.main, ["--run", run], "vocabulary.safetensors is corrupt", f"embed.py --run {run}")
