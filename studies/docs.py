@@ -511,6 +511,44 @@ def recovery_section(report):
     return [title, paragraph(said), table(header, recovery_rows(report))]
 
 
+# How the library is trained
+
+
+def library_section(folder):
+    """What each way to train the SAE is worth, by studies/library.py -> list of blocks."""
+    paths = sorted(folder.glob("library_*.json"))
+    if not paths:
+        return []
+    said = (
+        "Means of three seeds. FVU, words (AUROC of keywords, median and share above .8) and "
+        "meaning (the same of labels) are on held-out texts; kept are the intents that at least "
+        "half of the other SAEs find. Agreement: best cosine of each kept intent among those of "
+        "another seed, share above .7; one to one; floor: the best cosine among random directions."
+    )
+    blocks = ["## How the library is trained", paragraph(said)]
+    header = [
+        "data", "way", "FVU", "kept", "words", "meaning", "agreement", "one to one", "floor",
+    ]  # fmt: skip
+    rows = []
+    for path in paths:
+        report = read_report(path, {"dataset", "rows", "command", "commit"})
+        blocks.append(paragraph(f"By `{report['command']}` at commit {report['commit']}."))
+        rows += [[report["dataset"], *library_cells(row)] for row in report["rows"]]
+    return [*blocks, table(header, rows)]
+
+
+def library_cells(row):
+    """A row of studies/library.py in cells."""
+    scores = []
+    for key in ("detection_auroc", "meaning_auroc"):
+        known = f"{key}_median" in row
+        pair = f"{row.get(f'{key}_median', 0):.2f}, {row.get(f'{key}_above_08', 0):.0%}"
+        scores.append(pair if known else "")
+    agreement = f"{row['mean_cosine']:.2f}, {row['above_07']:.0%}"
+    cosines = [agreement, f"{row['matched_cosine']:.2f}", f"{row['floor_mean_cosine']:.2f}"]
+    return [row["way"], f"{row['fvu']:.3f}", f"{row['kept']:.0f}", *scores, *cosines]
+
+
 # Intents to look at
 
 
@@ -608,6 +646,7 @@ def results_document(folder, ablations):
     for report in ablations:
         blocks += ablation_section(report)
     blocks += interpret_section(folder)
+    blocks += library_section(folder)
     blocks += goals_section(folder)
     blocks += sample_section(folder)
     return "\n\n".join(blocks) + "\n"

@@ -155,17 +155,9 @@ def strongest(scores, count):
 
 @torch.no_grad()
 def kmeans_intents(x, settings):
-    """Unit centroids of x [N, E] and each text's nearest one -> (vectors [J, E], Codes [N, 1]).
-
-    `kmeans` reads a sample if there are few clusters; the last rounds read all texts.
-    """
+    """Unit centroids of x [N, E] and each text's nearest one -> (vectors [J, E], Codes [N, 1])."""
     random = generator(settings.seed, "k-means")
     vectors = F.normalize(kmeans(x, settings.latents, random, rounds=25), dim=1)
-    for _ in range(5):
-        nearest = (x @ vectors.T).argmax(1)
-        sums = torch.zeros_like(vectors).index_add_(0, nearest, x)
-        empty = torch.bincount(nearest, minlength=len(vectors))[:, None] == 0
-        vectors = F.normalize(torch.where(empty, vectors, sums), dim=1)
     return vectors, strongest(x @ vectors.T, 1)
 
 

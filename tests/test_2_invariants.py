@@ -520,11 +520,15 @@ def test_project_then_step_then_normalize():
 
 
 def test_scaling_makes_the_variance_one():
-    x, _ = planted()
+    """Of the chosen rows, more than are read at a time."""
+    x = 7 * planted(10_000)[0] + 3
+    rows = torch.arange(0, 10_000, 2)
+    x[1::2] = torch.nan
     net = sae.SAE(8, 2, 24)
-    net.fit_scale(7 * x + 3, torch.arange(len(x)))
-    variance = net.standardize(7 * x + 3).square().sum(1).mean().item()
-    assert variance == pytest.approx(1, rel=1e-4)
+    net.fit_scale(x, rows)
+    standard = net.standardize(x[rows])
+    assert standard.mean(0).abs().max() < 1e-5
+    assert standard.square().sum(1).mean().item() == pytest.approx(1, rel=1e-4)
 
 
 def test_sizes_follow_the_texts_and_the_words():
@@ -607,6 +611,16 @@ def test_changing_test_items_changes_no_trained_model(tmp_path, tiny_data, tiny_
         assert all(torch.equal(before[key], after[key]) for key in before)
     metrics = [json.loads((one / "metrics.json").read_text())["models"] for one in (tiny_run, run)]
     assert metrics[0] != metrics[1]
+
+
+def test_an_sae_does_not_see_held_out_texts():
+    x, _ = planted(200)
+    settings = dataclasses.replace(SAE_SETTINGS, steps=10, members=2)
+    changed = torch.where(held_out(200)[:, None], x + 5, x)
+    (one, a, log), (two, b, other) = (sae.train_sae(e, held_out(200), settings) for e in (x, changed))
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters()))
+    assert torch.equal(a, b) and log[-1]["loss"] == other[-1]["loss"]
+    assert log[-1]["fvu"] != other[-1]["fvu"]  # on which it is measured
 
 
 # Learning
@@ -765,6 +779,19 @@ def test_words_of_the_encoder_name_intents(tiny_run):
     assert np.mean(spoken) > 0.8
     measured = [row["meaning_auroc"] for row in rows if row["detection_texts"]]
     assert len(measured) > 3 and np.mean(measured) > 0.7, measured
+
+
+def test_averaged_saes_of_two_seeds_find_the_same():
+    """Of more latents than there are factors: the share that another seed has, too."""
+    x, _ = planted(2000, factors=40)
+    base = dataclasses.replace(SAE_SETTINGS, latents=64, lr=1e-3)
+
+    def shared(members):
+        settings = (dataclasses.replace(base, members=members, seed=seed) for seed in (0, 1))
+        one, two = (sae.train_sae(x, held_out(len(x)), s)[0].W_dec.detach() for s in settings)
+        return ((one @ two.T).max(1).values > 0.8).float().mean()
+
+    assert shared(members=4) > max(shared(members=1) + 0.03, 0.9)
 
 
 def test_held_out_texts_know_no_seed_and_part_no_copies():

@@ -114,7 +114,8 @@ FACTS = dict(
 @pytest.mark.parametrize(
     "genres, facts, expected",
     [
-        ("War Children's", FACTS, "War, Children, Drama film by D. With B, A. P. France. In French, German. Won an Oscar."),
+        ("War Children's", FACTS,
+         "War, Children, Drama film by D. With B, A. P. France. In French, German. Won an Oscar."),
         ("War", FACTS | {"Language": "French, English", "Awards": "1 win."},
          "War, Drama film by D. With B, A. P. France."),
         ("War", FACTS | {"Genre": "", "Director": "", "Production": "", "Cast": "C"},

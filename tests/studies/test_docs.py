@@ -251,6 +251,19 @@ def test_drawn_intents_by_hand(house, tmp_path):
     assert results.count("| war, army |") == 30
 
 
+def test_ways_to_train_the_library_by_hand(tmp_path):
+    assert docs.library_section(tmp_path) == []
+    row = dict(way="random rows", fvu=0.3951, kept=1014.4, mean_cosine=0.45, above_07=0.05)
+    row |= dict(detection_auroc_median=0.785, detection_auroc_above_08=0.472)
+    row |= dict(matched_cosine=0.42, floor_mean_cosine=0.17)
+    report = dict(dataset="here", command="python studies/library.py", commit="abc", rows=[row])
+    write(tmp_path / "library_here.json", report)
+    *_, said, table = docs.library_section(tmp_path)
+    assert said == "By `python studies/library.py` at commit abc."
+    cells = "| here | random rows | 0.395 | 1014 | 0.79, 47% |  | 0.45, 5% | 0.42 | 0.17 |"
+    assert table.split("\n")[-1].split() == cells.split()
+
+
 def test_goals_by_hand(house, tmp_path, fails):
     assert docs.goals_section(tmp_path) == []
     path = tmp_path / "results" / "intents_goals.json"

@@ -202,8 +202,9 @@ def test_deletion_test_where_no_item_has_two_intents(tiny_run):
     assert interpret.deletion_test(model, data, range(3), seed=0) == dict(users=0)
 
 
-def test_interpret_writes_what_it_measured(tmp_path, tiny_run, capsys):
-    run = copy_run(tiny_run, tmp_path / "run")
+def test_interpret_writes_what_it_measured(tmp_path, tiny_data, capsys):
+    half = "--held-out 0.5"  # so that intents fire on enough held-out texts to be judged
+    run = make_run(tiny_data, tmp_path / "run", sae=half, stages="embed sae grounded")
     copy = tmp_path / "copy.json"
     flags = ["--users", "9", "--device", "cpu", "--out", str(copy)]
     assert interpret.main(["--run", str(run), *flags]) == 0
@@ -215,6 +216,7 @@ def test_interpret_writes_what_it_measured(tmp_path, tiny_run, capsys):
         row = json.loads(line)
         if row["detection_texts"] >= 3 and row["detection_auroc"] is not None:
             rows.append(row)
+    assert len(rows) > 1
     median = np.median([row["detection_auroc"] for row in rows])
     others = [row["permuted_auroc"] for row in rows]
     permuted = np.median([score for score in others if score is not None])
