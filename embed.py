@@ -359,7 +359,7 @@ def terms_of(text):
 def name_candidates(texts, tokenizer, most=20_000):
     """The encoder's own whole words, and terms of 3 texts or more, the most frequent -> list."""
     own = [word for word in tokenizer.vocab if len(word) > 2 and word.isalpha()]
-    count = collections.Counter(term for text in texts for term in terms_of(text))
+    count = collections.Counter(term for text in texts for term in sorted(terms_of(text)))
     found = [term for term, texts_with in count.most_common(most) if texts_with >= 3]
     return list(dict.fromkeys([*(word for word in own if word not in STOP_WORDS), *found]))
 

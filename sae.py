@@ -607,7 +607,7 @@ def name_words(words, scores, counts):
     for word, score in zip(words, scores):
         own, all_texts = counts.get(word, (0.0, 0.0))
         if word not in counts:
-            weighted[word] = score / 3
+            weighted[word] = score / 6
         elif own > all_texts and all_texts < MOST_TEXTS:
             weighted[word] = score * (0.5 + own - all_texts)
     return sorted(weighted, key=weighted.get, reverse=True)

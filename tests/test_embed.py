@@ -198,7 +198,9 @@ def test_artifact_of_each_source(tiny_data, tmp_path):
 
 
 def test_words_that_may_name_an_intent(tmp_path):
-    """The encoder's own whole words of 3 letters or more, then terms of 3 texts, the most frequent."""
+    """The encoder's own whole words of 3 letters or more, then terms of 3 texts, the most frequent.
+
+    In one order in every process, whatever its order of sets."""
     tokenizer = embed.WordPiece(write_weights(tmp_path)[0])
     texts = ["sea boats", "sea boats", "sea boats in space", "sea wind", "wind, wind"]
     own = ["play", "sep", "thing", "space", "planet", "rocket", "number"]  # "the" says nothing
