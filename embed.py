@@ -330,6 +330,7 @@ STOP_WORDS = frozenset(
     to too up us very was we were what when which who will with would you your s t""".split()
 )
 MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+MARKS += "\u200c\u200d"  # joiners, which stand within words of Persian and Hindi
 WORD = re.compile(rf"\w[\w{MARKS}'-]*")
 BETWEEN = re.compile(rf"[^\w{MARKS}\s'&-]+")
 

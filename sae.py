@@ -45,7 +45,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from embed import terms_of
+from embed import IDEOGRAPHS, terms_of
 
 GAO = "Gao et al. 2024"
 MOST_TEXTS = 0.5  # what more texts say is boilerplate, and names nothing
@@ -491,7 +491,12 @@ def item_codes(codes, text_item, items, intent_of_latent):
 
 
 def alike(term, other):
-    """Whether two terms share a word or a stem, as bird and birds, western and west."""
+    """Whether two terms share a word or a stem, as bird and birds, western and west.
+
+    Of ideographs, whether one term is part of the other.
+    """
+    if IDEOGRAPHS.match(term) and (term in other or other in term):
+        return True
     for one in term.split():
         for two in other.split():
             shared = len(os.path.commonprefix([one, two]))

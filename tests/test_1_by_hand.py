@@ -231,6 +231,7 @@ def test_marks_stay_with_their_letters_and_ideographs_are_words():
     }  # fmt: skip
     decomposed = unicodedata.normalize("NFD", "médecin hôpital")
     assert sae.terms_of(decomposed) == {"médecin", "hôpital", "médecin hôpital"}
+    assert sae.terms_of("می‌خواهم") == {"می‌خواهم"}  # a joiner is no gap
     assert sae.terms_of("北京 2008, 大") == {"北", "京", "北京", "2008", "京 2008", "大"}
 
 
@@ -238,6 +239,7 @@ def test_terms_alike_share_a_word_or_a_stem():
     assert sae.alike("bird", "birds") and sae.alike("west", "western")
     assert sae.alike("space war", "war film") and not sae.alike("france", "french")
     assert not sae.alike("car", "care") and not sae.alike("sea", "season film")
+    assert sae.alike("北京", "京") and not sae.alike("北京", "大")
     terms = ["1992", "birds", "bird", "sea birds", "sea", "42 21", "seas"]
     assert sae.distinct(terms, 3) == ["birds", "sea"]
     assert sae.distinct(["a1", "b2", "c3"], 2) == ["a1", "b2"]
