@@ -122,7 +122,9 @@ class SAE(torch.nn.Module):
     def start(self, x, random):
         """Begin at k-means centroids of standardized x [n, E]; random: torch.Generator."""
         rows = F.normalize(kmeans(x, len(self.W_dec), random), dim=1)
-        self.W_dec[: len(rows)] = sum_over_processes(rows * (process_of()[0] == 0))  # the first's
+        if process_of()[0]:
+            rows.zero_()  # all take those of the first process, bit for bit
+        self.W_dec[: len(rows)] = sum_over_processes(rows)
         self.W_enc.copy_(self.W_dec)
         self.fit_gain(x)
 
@@ -360,7 +362,10 @@ def train_sae(embeddings, held_out, settings, Model=SAE):
     if s.batch < process_of()[1]:
         raise UserError(f"--batch {s.batch} cannot be shared by all processes: raise it")
     more = dataclasses.replace(s, steps=max(s.steps // 4, 1))
-    progress = Progress(s.members * s.steps + (s.members > 1) * more.steps, "sae step")
+    total = s.members * s.steps
+    if s.members > 1:
+        total += more.steps
+    progress = Progress(total, "sae step")
     members = []
     log = []
     for member in range(1, s.members + 1):
