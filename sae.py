@@ -602,7 +602,7 @@ def words_by_meaning(centers, spread, vectors, most=200):
         score = centers @ part.T / deviation  # (J, part)
         best = score.topk(min(2, len(score)), dim=0).values
         rival = torch.where(score == best[0], best[-1], best[0])
-        scores.append((score - rival.relu() / 2).half())
+        scores.append((score - rival.relu() / 2).half())  # of 8,000 intents and 40,000 words
     return torch.cat(scores, 1).float().topk(min(most, len(vectors)))
 
 
@@ -615,10 +615,11 @@ def name_words(words, scores, counts):
     """
     weighted = {}
     for word, score in zip(words, scores):
-        own, all_texts = counts.get(word, (0.0, 0.0))
         if word not in counts:
             weighted[word] = score / 6
-        elif own > all_texts and all_texts < MOST_TEXTS:
+            continue
+        own, all_texts = counts[word]
+        if own > all_texts and all_texts < MOST_TEXTS:
             weighted[word] = score * (0.5 + own - all_texts)
     return sorted(weighted, key=weighted.get, reverse=True)
 
@@ -691,15 +692,15 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
     others = None  # the scores of the intent before
     taken = set()
     rows = []
+    progress = Progress(len(latents), "naming intents")
     for intent, latent in enumerate(latents.tolist()):
         texts, strength = by_latent.row(latent)
-        active = len(own_texts[intent])
+        active = max(len(own_texts[intent]), 1)  # it may fire on held-out texts alone
         both = terms.gather(own_texts[intent]).column_counts().numpy()
         odds = find_keywords(names, both, frequency, active, total, settings.keywords)
         known = {corpus.words[word]: word for word in words[intent].tolist()}
         said = {word: number[word] for word in known if word in number}
-        own = both / max(active, 1)
-        counts = {word: (own[n], frequency[n] / total) for word, n in said.items()}
+        counts = {word: (both[n] / active, frequency[n] / total) for word, n in said.items()}
         keywords = [names[term] for term in odds]
         best = name_words(known, word_scores[intent].tolist(), counts) or keywords
         label = label_of(distinct(best, 3) or [f"latent {latent}"], taken, latent)
@@ -718,6 +719,7 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
         row["meaning_auroc"] = auroc(near.numpy(), fires) if meaning else None
         rows.append(row)
         others = score
+        progress.show(intent + 1)
     return rows
 
 
