@@ -139,10 +139,14 @@ def first_object(content):
     """
     content = content.rpartition("</think>")[2]
     for brace in re.finditer("{", content):
-        with contextlib.suppress(ValueError, RecursionError):
+        try:
             found = json.JSONDecoder().raw_decode(content, brace.start())[0]
-            if "label" in found or read_bool(found.get("is_intent")) is False:
-                return found
+        except RecursionError:
+            break  # braces within braces without end, as a model that repeats itself writes them
+        except ValueError:
+            continue
+        if "label" in found or read_bool(found.get("is_intent")) is False:
+            return found
     raise ValueError("it has no JSON object with a label")
 
 
@@ -160,7 +164,7 @@ def check_label(label):
         raise ValueError('"label" has no letters')
     words = re.findall(r"\w+", label.lower())
     prompt = re.findall(r"\w+", LABEL_PROMPT.lower())
-    copied = len(words) > 1 and f" {' '.join(words)} " in f" {' '.join(prompt)} "
+    copied = len(words) > 2 and f" {' '.join(words)} " in f" {' '.join(prompt)} "
     if copied or " ".join(words) in EMPTY_NAMES or re.search(r"\d\W*words", label):
         raise ValueError('"label" repeats the instructions')
 
@@ -272,8 +276,9 @@ class Endpoint:
     def most_tries(self, error):
         """How often a request may be sent that ended so: once if it would end so again."""
         code = getattr(error, "code", 0)
+        refused = 300 <= code < 500 and code not in (408, 429)
         absent = isinstance(error, urllib.error.URLError) and not code and not self.worked
-        if isinstance(error, ValueError) or absent or (300 <= code < 500 and code not in (408, 429)):
+        if refused or absent or isinstance(error, ValueError):
             return 1
         # A silent server may be busy with what nobody waits for any more
         return min(self.settings.tries, 2 if isinstance(error, TimeoutError) else 20)
@@ -309,10 +314,10 @@ class Endpoint:
             return Failed(f"no answer within {s.timeout:g} seconds", remedy)
         if isinstance(error, urllib.error.URLError):
             remedy = "start the server, or correct address and port of --labeler"
-            return Failed(f"{s.labeler} cannot be reached ({said})", remedy, True)
+            return Failed(f"{s.labeler} cannot be reached ({said})", remedy, general=True)
         if isinstance(error, ValueError):
             problem = f"{s.labeler} gave no chat completion ({said})"
-            return Failed(problem, "correct --labeler, which usually ends in /v1", True)
+            return Failed(problem, "correct --labeler, which usually ends in /v1", general=True)
         return Failed(f"the server hung up ({said})", "see what the server itself says")
 
     def explain_status(self, code, said):
@@ -321,16 +326,16 @@ class Endpoint:
         told = f"HTTP {code}: {said[:300]}"
         if code in (401, 403):
             remedy = f"put the right one into the environment variable {s.key_variable}"
-            return Failed(f"the server refuses the key ({told})", remedy, True)
+            return Failed(f"the server refuses the key ({told})", remedy, general=True)
         unknown = re.search(r"model.*\b(not found|not exist|unknown|invalid|no such)\b", said, re.I)
         unknown = unknown or re.search(r"\b(unknown|invalid|no such)\b.*model", said, re.I)
         if code in (400, 404) and unknown:
             known = ", ".join(self.models()) or "it does not say which"
-            remedy = f"name one that it has ({known})"
-            return Failed(f"the server does not know --model {s.model} ({told})", remedy, True)
+            problem = f"the server does not know --model {s.model} ({told})"
+            return Failed(problem, f"name one that it has ({known})", general=True)
         if code in (404, 405):
             problem = f"there is nothing at {s.labeler.rstrip('/')}/chat/completions ({told})"
-            return Failed(problem, "correct --labeler, which usually ends in /v1", True)
+            return Failed(problem, "correct --labeler, which usually ends in /v1", general=True)
         return Failed(f"the server refuses ({told})", "see what the server itself says")
 
     def models(self):
@@ -557,7 +562,7 @@ def choose_names(rows, answers, judge):
         elif not answer["label"]:
             why["no intent, and no new label"] += 1
         elif answer["label"].lower() in common:
-            why[f"too many were to be called {answer['label'].lower()}"] += 1
+            why[f"too many would be called {answer['label'].lower()}"] += 1
         else:
             candidates.append(number)
     if not judge:
@@ -612,7 +617,7 @@ def take_verdicts(rows, answers, settings):
         yield f"{none} of {len(verdicts)} judged no intent: too many to believe without --trust"
         answers = [None] * len(rows)
     else:
-        yield f"{none} of {len(verdicts)} judged no intent, they lose their items"
+        yield f"{none} of {len(verdicts)} judged no intent and lose their items"
     for row, answer in zip(rows, answers):
         row.pop("is_intent", None)
         if answer:
@@ -663,4 +668,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # at once, though threads may still wait for a server

@@ -52,9 +52,13 @@ def test_every_tool_is_in_the_docs():
         assert f"python tools/{name}.py --run" in TEXT
 
 
-def test_the_prompt_in_the_docs_is_the_one_that_is_asked():
-    quoted = "\n".join(f"    {line}" for line in label.LABEL_PROMPT.splitlines())
-    assert f"\n\n{quoted}\n\n" in TEXT
+def test_the_messages_in_the_docs_are_those_of_label_py():
+    table = TEXT.partition("| message |")[2].partition("\n\n")[0]
+    messages = re.findall(r"^\| ([^|]+?) \|", table, re.M)
+    source = (HERE / "tools" / "label.py").read_text(encoding="utf-8")
+    assert len(messages) > 5
+    assert all(part in source for message in messages for part in message.split("; "))
+    assert "`LABEL_PROMPT`" in TEXT and label.LABEL_PROMPT
 
 
 def test_the_docs_are_short():
