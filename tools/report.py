@@ -3,8 +3,10 @@
     python tools/report.py --run runs/ml-100k       -> report.html, in the run folder
 
 The page holds its data and draws itself: no network, no other file. It shows the models of
-metrics.json, a few users with the reasons of one model, the intents, the training curves, and what
-ablation.json, interpret.json and steering.json hold, if the run has them.
+metrics.json and whether they differ by more than chance, a few users with the reasons of one model,
+the intents with the texts, items and users behind them, the training curves, and what
+ablation.json, interpret.json and steering.json hold, if the run has them. What is too much for one
+page is left out, and said.
 """
 
 import csv
@@ -15,23 +17,32 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, UserError, generator, pick_device, run_command, run_dataset, setting,
-    write_lines,
+    StageSettings, UserError, generator, load_artifact, pick_device, rank_users, run_command,
+    run_dataset, setting, target_ranks, user_metrics, write_lines,
 )  # fmt: skip
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from eval import load_model, read_intents  # noqa: E402
-from model import MODELS  # noqa: E402
-from sae import load_intents  # noqa: E402
-from tools.recommend import answer, split_terms  # noqa: E402
+from eval import history_state, load_model, popularity_scores, read_intents  # noqa: E402
+from model import MODELS, evaluation_rows, model_scores, pad_rows  # noqa: E402
+from sae import SAE, SparseRows, cell_bounds, encode_all, load_intents  # noqa: E402
+from tools.recommend import answer, evoked_by, split_terms  # noqa: E402
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MARKER = "/*DATA*/"
 REPORT_LIMIT = 5_000_000  # bytes; a larger page opens slowly and is too much for a mail
+TEXT = 160  # characters of a text that are shown
+STRONG, WEAK = 5, 3  # texts of an intent that are shown
+BINS = 12  # of a histogram
+ENCODED = 20_000  # texts, drawn by the seed, whose activations are looked at
+USERS_READ = 2000  # users, likewise, among whom those with most of an intent are found
+TITLES = 20_000  # items that can be searched, the most popular
+LANDMARKS = 1200  # intents that t-SNE places on the map; the others join them
 # How models are called on the page, in its order
 NAMES = {"popularity": "popularity"} | {name: Model.__name__ for name, Model in MODELS.items()}
 
@@ -76,17 +87,87 @@ def build_report(data, template_path=TEMPLATE):
     except ValueError as error:  # JSON has no word for them
         problem = f"a number in the report is NaN or infinite ({error})"
         raise UserError(f"{problem}: give None for what was not measured") from error
-    size = len(page.encode())
-    if size > REPORT_LIMIT:
-        sizes = {key: len(to_script_json(part).encode()) for key, part in data.items()}
-        largest = max(sizes, key=sizes.get)
-        limit = f"over the limit of {REPORT_LIMIT / 1e6:.0f} MB"
-        remedy = f"shorten its {largest}, {sizes[largest] / 1e6:.1f} MB of it"
-        raise UserError(
-            f"the report would be {size / 1e6:.1f} MB, {limit}: {remedy}, by fewer rows or "
-            "shorter texts"
-        )
     return page
+
+
+def fit_report(data, limit=REPORT_LIMIT):
+    """Build the page, shorter where it would be over `limit` bytes -> (page, what was shortened).
+
+    What was shortened is a list of str. Only a page whose other sections alone are over the limit
+    stays so.
+    """
+    page = build_report(data)
+    said = {}
+    for what, sentence, data in shorter(data):
+        if len(page.encode()) <= limit:
+            break
+        said[what] = sentence
+        page = build_report(data)
+    return page, list(said.values())
+
+
+def shorter(data):
+    """Yield (what is shortened, how, the data), each with less than the one before.
+
+    First the texts, then examples, titles that can be searched, intents, the least dense first, and
+    users.
+    """
+    intents = data.get("intents", [])
+    for length in (80, 40):
+        intents = [shorten_texts(row, length) for row in intents]
+        data = data | dict(intents=intents)
+        yield "texts", f"texts to {length} characters", data
+    fewer = dict(texts=2, weak=1, items=2, users=1, neighbours=2)
+    intents = [row | {key: row.get(key, [])[:n] for key, n in fewer.items()} for row in intents]
+    data = data | dict(intents=intents)
+    yield "examples", "examples to 2 texts and items of an intent", data
+    kept = len(data.get("items", []))
+    while kept > 1000:
+        kept //= 2
+        data = data | dict(items=data["items"][:kept])
+        yield "items", f"titles that can be searched to the {kept:,} most popular", data
+    kept = len(intents)
+    while kept > 1:
+        kept = kept * 4 // 5
+        data = data | dict(intents=densest(intents, kept))
+        yield "intents", f"intents to the {kept:,} densest", data
+    while len(data.get("users", {}).get("rows", [])) > 1:
+        rows = data["users"]["rows"]
+        data = data | dict(users=data["users"] | dict(rows=rows[: len(rows) // 2]))
+        yield "users", f"users to {len(rows) // 2}", data
+
+
+def shorten_texts(row, length):
+    """A row of intents whose texts have at most so many characters -> dict."""
+    words = names_of(row)
+    cut = {}
+    for key in ("texts", "weak"):
+        cut[key] = [[excerpt(text, words, length), z] for text, z in row.get(key, [])]
+    return row | cut
+
+
+def names_of(row):
+    """The words that an intent is named by -> list of str."""
+    return [*row["label"].split(", "), *row["keywords"]]
+
+
+def excerpt(text, words, length):
+    """At most `length` characters of a text, around the place where words begin in it -> str."""
+    text = " ".join(text.split())
+    if len(text) <= length:
+        return text
+    places = [text.lower().find(word) for word in words]
+    first = min((place for place in places if place >= 0), default=0)
+    start = max(0, min(first - length // 4, len(text) - length))
+    before = "\u2026" if start else ""
+    after = "\u2026" if start + length < len(text) else ""
+    return before + text[start : start + length][len(before) : length - len(after)] + after
+
+
+def densest(rows, count):
+    """The rows of the highest density, at most `count`, in their order -> list of dict."""
+    first = sorted(rows, key=lambda row: -row["density"])[:count]
+    return sorted(first, key=lambda row: row["intent"])
 
 
 # The map of intents
@@ -117,6 +198,24 @@ def tsne(x, perplexity=30.0, steps=300, seed=0):
     return y - y.mean(0)
 
 
+def map_points(x, weight):
+    """Places of points x [J, E] on a map -> [J, 2].
+
+    Of very many, t-SNE places those of largest weight, [J]; each other one joins the three that are
+    nearest to it.
+    """
+    order = weight.argsort(descending=True, stable=True)
+    placed, others = order[:LANDMARKS], order[LANDMARKS:]
+    y = torch.zeros(len(x), 2)
+    y[placed] = tsne(x[placed])
+    for part in others.split(4096):
+        square, nearest = torch.cdist(x[part], x[placed]).square().topk(3, largest=False)
+        share = 1 / square.clamp_min(1e-6)
+        share /= share.sum(1, keepdim=True)
+        y[part] = (share[:, :, None] * y[placed[nearest]]).sum(1)
+    return y
+
+
 def neighbour_shares(x, perplexity):
     """How much each point x [J, E] takes each other one for its neighbour -> [J, J], rows sum to 1.
 
@@ -142,10 +241,11 @@ def neighbours(codes, count=5):
     codes: SparseRows [V+1, J]; the cosine is that of the two sets of items.
     """
     J = codes.columns
-    both = torch.zeros(J, J)
-    for items in torch.arange(len(codes.indptr) - 1).split(4096):
-        on = (codes.gather(items).dense() > 0).float()
-        both += on.T @ on
+    on = SparseRows(codes.indptr, codes.indices, (codes.values > 0).float(), J)
+    carriers = on.transposed
+    both = torch.empty(J, J)
+    for part in torch.arange(J).split(512):
+        both[:, part] = carriers.weighted_sums(carriers.gather(part).dense().T.contiguous())
     size = both.diagonal().clamp_min(1).sqrt()
     best = (both / size / size[:, None]).fill_diagonal_(0).topk(min(count, J))
     found = []
@@ -154,26 +254,137 @@ def neighbours(codes, count=5):
     return found
 
 
-def intents_section(intents, rows, data, settings):
-    """The densest intents with their places on the map -> list of dict."""
-    densest = sorted(rows, key=lambda row: -row["density"])[: settings.intents]
-    listed = sorted(row["intent"] for row in densest)
-    shown = set(listed)
+# What is behind an intent
+
+
+class Firing(NamedTuple):
+    """Where the latents of a run's SAE fire, on some of its texts."""
+
+    texts: torch.Tensor  # int64 [n], numbers of texts
+    sample: int  # so many of them, the first, were drawn at random
+    by_latent: SparseRows  # [M, n]
+
+
+def read_firing(folder, data, rows, seed):
+    """Encode a sample of a run's texts, and those in rows of intents.jsonl -> Firing.
+
+    None for a run without its SAE. Raises UserError.
+    """
+    path = folder / "sae.safetensors"
+    if not path.is_file():
+        return None
+    tensors, _ = load_artifact(path, f"sae.py --run {folder}", data)
+    embeddings = load_artifact(folder / "embeddings.safetensors", "embed.py", data)[0]["embeddings"]
+    try:
+        sae = SAE(len(tensors["W_dec"]), int(tensors["active"]), embeddings.shape[1])
+        sae.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:  # other parameters
+        problem = f"{path} does not fit this version of sae.py"
+        raise UserError(f"{problem}: make it again with `sae.py --run {folder}`") from error
+    sample = torch.randperm(len(data.texts), generator=generator(seed, "texts encoded"))[:ENCODED]
+    number = {text: n for n, text in enumerate(data.texts)}
+    shown = {number[text] for row in rows for text in row["texts"]}
+    more = sorted(shown.difference(sample.tolist()))
+    texts = torch.cat([sample, torch.tensor(more, dtype=torch.int64)])
+    codes = encode_all(sae, embeddings[texts])
+    fires = codes.values > 0  # (n, K)
+    cells = codes.latents[fires].int(), codes.values[fires]
+    by_text = SparseRows(cell_bounds(fires.sum(1)), *cells, len(sae.W_dec))
+    return Firing(texts, len(sample), by_text.transposed)
+
+
+def text_examples(row, firing, data):
+    """Texts of a row of intents.jsonl with activations, and their histogram -> dict.
+
+    texts: the strongest, [[text, activation], ...]; weak: the weakest that it fires on, likewise;
+    histogram: [largest activation, [texts in each of the bins from 0 to it]], of the sample alone.
+    """
+    words = names_of(row)
+    if firing is None:
+        return dict(texts=[[excerpt(text, words, TEXT), None] for text in row["texts"]])
+    places, strength = firing.by_latent.row(row["latent"])
+    activation = {}  # of each text, the strongest first; copies count once
+    for at in strength.argsort(descending=True, stable=True).tolist():
+        text = data.texts[firing.texts[places[at]]]
+        activation.setdefault(text, round(float(strength[at]), 3))
+    pairs = [[text, z] for text, z in activation.items()]
+    strong, weak = pairs[:STRONG], pairs[STRONG:][-WEAK:]
+    examples = dict(texts=[[excerpt(text, words, TEXT), z] for text, z in strong])
+    examples["weak"] = [[excerpt(text, words, TEXT), z] for text, z in reversed(weak)]
+    drawn = strength[places < firing.sample]
+    if len(drawn):
+        largest = float(drawn.max())
+        examples["histogram"] = [largest, drawn.histc(BINS, 0, largest).int().tolist()]
+    return examples
+
+
+def strongest_users(model, data, seed, count=3):
+    """The users with most of each intent, by r of equation (11) -> per intent, [[user, r], ...].
+
+    model: Grounded, whose match moves their scores by it. Of at most USERS_READ users.
+    """
+    rows = evaluation_rows(data, "test", model.settings.history)
+    flat = torch.from_numpy(data.flat).long()
+    order = torch.randperm(len(data.users), generator=generator(seed, "users read"))
+    users = order[:USERS_READ]
+    r = []
+    for part in users.split(256):
+        _, items, _ = pad_rows(rows, part, flat)  # (B, T)
+        last = torch.arange(len(items)) * items.shape[1] + rows.length[part] - 1
+        device = model.item.weight.device
+        r.append(model.history_intents(items.to(device), last.to(device)).cpu())
+    best = torch.cat(r).topk(min(count, len(users)), dim=0)  # (count, J)
+    found = []
+    for values, places in zip(best.values.T.tolist(), best.indices.T.tolist()):
+        found.append([[data.users[users[at]], round(v, 2)] for v, at in zip(values, places) if v])
+    return found
+
+
+def intents_section(folder, intents, data, users, settings):
+    """The densest intents with what is behind them, and their places on the map -> list of dict.
+
+    users: as `strongest_users` gives them, or None.
+    """
+    rows = read_intents(folder)
+    listed = densest(rows, settings.intents)
+    numbers = [row["intent"] for row in listed]
+    shown = set(numbers)
+    firing = read_firing(folder, data, listed, settings.seed)
     place = {}
     if len(listed) > 3:  # fewer make no map
-        points = tsne(intents.vectors[listed], seed=settings.seed).tolist()
-        place = dict(zip(listed, points))
+        weight = torch.tensor([row["density"] for row in listed])
+        place = dict(zip(numbers, map_points(intents.vectors[numbers], weight).tolist()))
     beside = neighbours(intents.codes)
-    titles = dict(zip(data.items, data.titles))
+    number_of = {item: number for number, item in enumerate(data.items)}
+    carried = intents.codes.column_counts().tolist()
     section = []
-    for intent in listed:
-        row = dict(rows[intent])
+    for row in listed:
+        intent = row["intent"]
+        row = row | text_examples(row, firing, data)
         if place:
             row |= dict(x=round(place[intent][0], 3), y=round(place[intent][1], 3))
-        row["texts"] = [text[:160] for text in row["texts"]]
-        row["items"] = [titles[item] for item in row["items"]]
+        code = dict(zip(*(part.tolist() for part in intents.codes.transposed.row(intent))))
+        items = [number_of[item] for item in row["items"]]
+        row["items"] = [[data.titles[v], round(code[v], 3) if v in code else None] for v in items]
+        row["item_count"] = carried[intent]
         row["neighbours"] = [pair for pair in beside[intent] if pair[0] in shown]
+        if users is not None:
+            row["users"] = users[intent]
         section.append(row)
+    return section
+
+
+def items_section(codes, data):
+    """Titles of the most popular items with their largest intents -> [[title, [intent, ...]], ...].
+
+    codes: SparseRows [V+1, J].
+    """
+    taken = np.bincount(data.training_items(), minlength=len(data.items))[1:]
+    section = []
+    for item in (np.argsort(-taken, kind="stable")[:TITLES] + 1).tolist():
+        intents, code = codes.row(item)
+        largest = intents[code.argsort(descending=True)[:5]].tolist()
+        section.append([data.titles[item], largest])
     return section
 
 
@@ -181,13 +392,17 @@ def intents_section(intents, rows, data, settings):
 
 
 def read_log(path):
-    """A CSV of numbers that training wrote -> list of dict; None if there is none."""
+    """A CSV of numbers that training wrote -> list of dict; None if there is none.
+
+    A number that could not be measured is None.
+    """
     if not path.is_file():
         return None
     rows = []
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            rows.append({name: float(value) for name, value in row.items()})
+            known = {name: value not in ("", "None") for name, value in row.items()}
+            rows.append({name: float(row[name]) if known[name] else None for name in row})
     return rows
 
 
@@ -216,6 +431,43 @@ def models_section(metrics):
     return section
 
 
+def interval(differences):
+    """The mean of float64 [users] and its normal 95% interval -> [mean, low, high].
+
+    Of a single user there is no interval, and both ends are None.
+    """
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return [mean, None, None]
+    error = float(differences.std()) / len(differences) ** 0.5
+    return [mean, mean - 1.96 * error, mean + 1.96 * error]
+
+
+def compared_section(models, data, metrics, folder):
+    """How models differ from SASRec, or else from popularity, user by user -> dict.
+
+    Test users are ranked again, since metrics.json holds means alone. models: {name: model}.
+    Raises UserError if metrics.json is not of these models.
+    """
+    score = {name: model_scores(model, data, "test") for name, model in models.items()}
+    control = "sasrec"
+    if len(models) == 1 or control not in models:
+        control = "popularity"
+        score[control] = popularity_scores(data)
+    found = {name: user_metrics(rank_users(one, data, "test")) for name, one in score.items()}
+    for name in models:
+        mean = metrics["models"][name]["NDCG@10"]
+        now = float(found[name]["NDCG@10"].mean())
+        if mean is not None and abs(mean - now) > 2 / len(data.users):  # beyond rounding
+            problem = f"{folder / 'metrics.json'} says NDCG@10 {mean:.4f} of {name}, which has"
+            raise UserError(f"{problem} {now:.4f} now: make it again with `eval.py --run {folder}`")
+    rows = []
+    for name in reversed([name for name in models if name != control]):
+        differences = {key: interval(v - found[control][key]) for key, v in found[name].items()}
+        rows.append(dict(name=NAMES[name], differences=differences))
+    return dict(control=NAMES[control], users=len(data.users), rows=rows)
+
+
 def training_section(folder):
     """The training curves of a run -> {model: rows of its log}, ours first."""
     section = {}
@@ -235,7 +487,7 @@ def ablation_section(folder):
     p_values = {test["b"]: test["p_holm"] for test in report["tests"] if test["a"] == first}
     rows = []
     for row in report["rows"]:
-        metric = row["NDCG@10"]
+        metric = row["NDCG@10"] or dict(mean=None, std=None)
         line = dict(name=row["name"], params=row["params"], seconds=row["seconds"])
         line |= dict(mean=metric["mean"], std=metric["std"], p=p_values.get(row["name"]))
         rows.append(line)
@@ -250,34 +502,108 @@ def steering_section(folder):
     return dict(model=NAMES[report["model"]], rows=report["rows"])
 
 
-def user_row(model, codes, data, user, top):
-    """A user's history, intents and recommendations with their reasons -> dict."""
-    target = data.targets("test")[user]
-    told = answer(model, codes, data, data.history(user, "test"), top)
+@torch.no_grad()
+def score_after(model, history):
+    """(the State after a history, int32 [T], scores of all items [V+1])."""
+    state = history_state(model, history)
+    return state, model.scores(state, model.item_table())[0].cpu()
+
+
+def places(scores, items, history):
+    """Ranks of items among all that are not in the history, as eval.py counts them -> list.
+
+    scores: [V+1]; items, history: numbers. None for an item of the history.
+    """
+    seen = torch.from_numpy(history).long().expand(len(items), -1)
+    ranks = target_ranks(scores.expand(len(items), -1), torch.tensor(items), seen)
+    return [None if math.isinf(rank) else int(rank) for rank in ranks.tolist()]
+
+
+@torch.no_grad()
+def beside_rows(model, history, items):
+    """What another model says of the same items, numbers -> list of dict(rank, score, parts)."""
+    state, scores = score_after(model, history)
+    rows = []
+    for item, rank in zip(items, places(scores, items, history)):
+        reasons = model.reasons(state, item)
+        parts = list(reasons.parts.items())
+        if len(reasons.terms):
+            parts.append(("intents", float(reasons.terms.sum())))
+        rows.append(dict(rank=rank, score=float(scores[item]), parts=parts))
+    return rows
+
+
+def user_row(model, beside, codes, data, user, top):
+    """A user's history, intents and recommendations with their reasons -> dict.
+
+    beside: another model, or None.
+    """
+    history = data.history(user, "test")
+    target = int(data.targets("test")[user])
+    told = answer(model, codes, data, history, top)
+    read = history[-model.settings.history :]
+    others = [None] * len(told.listed)
+    if beside is not None:
+        others = beside_rows(beside, history, [one.item for one in told.listed])
     recommended = []
-    for rank, one in enumerate(told.listed, 1):
-        terms, rest = split_terms(one.reasons, 5)
+    for rank, (one, other) in enumerate(zip(told.listed, others), 1):
+        largest, rest = split_terms(one.reasons, 5)
+        terms = []
+        for intent, value in largest:
+            evoked = evoked_by(intent, read, codes, data.titles, model.settings.decay)
+            terms.append([intent, value, evoked])
         row = dict(rank=rank, title=data.titles[one.item], score=one.score)
         row |= dict(parts=list(one.reasons.parts.items()), terms=terms, rest=rest)
-        recommended.append(row | dict(held_out=bool(one.item == target)))
+        recommended.append(row | dict(held_out=one.item == target, beside=other))
+    _, scores = score_after(model, history)
     return dict(
         user=data.users[user],
         history=[data.titles[item] for item in told.history],
-        target=dict(title=data.titles[target]),
+        target=dict(title=data.titles[target], rank=places(scores, [target], history)[0]),
         personal=[(intent, strength) for intent, strength, _ in told.personal],
         public=told.public,
         recommendations=recommended,
     )
 
 
-def users_section(model, codes, data, settings):
-    """A few users, drawn by the seed -> dict, {} if none is asked for."""
+def users_section(models, codes, data, settings):
+    """A few users, drawn by the seed -> dict, {} if none is asked for.
+
+    models: {name: model}, of which Grounded and SAERec are shown beside each other.
+    """
     order = torch.randperm(len(data.users), generator=generator(settings.seed, "users shown"))
     users = order[: settings.users].tolist()
     if not users:
         return {}
-    rows = [user_row(model, codes, data, user, settings.top) for user in users]
-    return dict(model=NAMES[settings.model], rows=rows)
+    other = dict(grounded="saerec", saerec="grounded").get(settings.model)
+    beside = models.get(other)
+    model = models[settings.model]
+    rows = [user_row(model, beside, codes, data, user, settings.top) for user in users]
+    return dict(model=NAMES[settings.model], beside=beside and NAMES[other], rows=rows)
+
+
+def mentioned(users):
+    """Numbers of the intents that the rows of users mention -> set."""
+    found = set()
+    for user in users.get("rows", []):
+        found.update(intent for intent, _ in user["personal"])
+        found.update(user["public"])
+        for item in user["recommendations"]:
+            found.update(intent for intent, _, _ in item["terms"])
+    return found
+
+
+def load_models(folder, metrics, data, settings):
+    """The trained models of a run that metrics.json knows, and the one to show -> {name: model}.
+
+    Raises UserError.
+    """
+    models = {}
+    for name in MODELS:
+        there = name in metrics["models"] and (folder / f"{name}.safetensors").is_file()
+        if there or name == settings.model:
+            models[name] = load_model(folder, name, data, pick_device(settings.device))
+    return models
 
 
 def run_content(folder, settings):
@@ -287,13 +613,21 @@ def run_content(folder, settings):
     if not metrics:
         path = folder / "metrics.json"
         raise UserError(f"{path} is missing: make it with `eval.py --run {folder}`")
-    model = load_model(folder, settings.model, data, pick_device(settings.device))
+    models = load_models(folder, metrics, data, settings)
     codes = None
-    intents_shown = []
+    behind = {}
     if (folder / "intents.safetensors").is_file():  # a run of SASRec alone has none
         intents = load_intents(folder, data)
         codes = intents.codes
-        intents_shown = intents_section(intents, read_intents(folder), data, settings)
+        most = None
+        if "grounded" in models:
+            most = strongest_users(models["grounded"], data, settings.seed)
+        behind["intents"] = intents_section(folder, intents, data, most, settings)
+        behind["items"] = items_section(codes, data)
+    users = users_section(models, codes, data, settings)
+    if codes is not None:
+        labels = [row["label"] for row in read_intents(folder)]
+        behind["names"] = {str(intent): labels[intent] for intent in sorted(mentioned(users))}
     counts = dict(users=len(data.users), items=len(data.items) - 1)
     counts |= dict(interactions=len(data.flat), texts=len(data.texts))
     version = torch.__version__.split("+")[0]
@@ -303,23 +637,26 @@ def run_content(folder, settings):
         protocol=metrics["protocol"],
         made=f"{time.strftime('%Y-%m-%d')}, torch {version}, seed {metrics['seed']}",
         models=models_section(metrics),
+        compared=compared_section(models, data, metrics, folder),
         ablation=ablation_section(folder),
-        intents=intents_shown,
-        users=users_section(model, codes, data, settings),
+        users=users,
         steering=steering_section(folder),
         recovery=read_result(folder, "interpret").get("recovery"),
         sae=read_log(folder / "sae_log.csv"),
         training=training_section(folder),
     )
+    content |= behind
     return {key: value for key, value in content.items() if value}
 
 
 def report(settings):
     """Write RUN/report.html, a self-contained page on everything that was measured in a run."""
     folder = Path(settings.run)
-    page = build_report(run_content(folder, settings))
+    page, shortened = fit_report(run_content(folder, settings))
     write_lines(folder / "report.html", [page.removesuffix("\n")])
     size = len(page.encode()) / 1e6
+    if shortened:
+        print(f"shortened to fit {REPORT_LIMIT / 1e6:.0f} MB: {'; '.join(shortened)}")
     print(f"{folder / 'report.html'}: {size:.1f} MB, open it in a browser")
 
 

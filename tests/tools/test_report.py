@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import saerec
 from conftest import copy_run, make_run
-from eval import read_intents
-from model import MODELS
+from eval import load_model, read_intents
+from model import MODELS, model_scores
 from sae import SparseRows, load_intents
 from saerec import UserError
 from tools import report, steer
@@ -61,16 +62,19 @@ class Page(HTMLParser):
 
 def example_intent(number, text):
     auroc = 0.9 if number == 0 else None
-    row = dict(intent=number, latent=2 * number, label=text, keywords=[text], texts=[text])
-    row |= dict(items=[text], density=0.01, detection_auroc=auroc, detection_texts=3)
+    row = dict(intent=number, latent=2 * number, label=text, keywords=[text], texts=[[text, 1.5]])
+    row |= dict(items=[[text, 0.5]], density=0.01, detection_auroc=auroc, detection_texts=3)
+    row |= dict(weak=[[text, 0.1]], histogram=[1.5, [1, 0, 2]], users=[[text, 2.5]], item_count=1)
     return row | dict(is_intent=True, x=0.5, y=-1.0, neighbours=[[1 - number, 0.5]])
 
 
 def example_users(text):
-    item = dict(rank=1, title=text, score=1.5, parts=[["id", 1.0]], terms=[[0, 0.75]], rest=-0.25)
+    beside = dict(rank=2, score=1.0, parts=[["history", 1.0]])
+    item = dict(rank=1, title=text, score=1.5, parts=[["id", 1.0]], rest=-0.25)
+    item |= dict(terms=[[0, 0.5, [text]], [1, 0.25, []]], held_out=True, beside=beside)
     user = dict(user=text, history=[text], personal=[[0, 2.0]], public=[1])
-    user |= dict(recommendations=[item | dict(held_out=True)])
-    return dict(model=text, rows=[user])
+    user |= dict(target=dict(title=text, rank=1), recommendations=[item])
+    return dict(model=text, beside=text, rows=[user])
 
 
 def example(text="a, b"):
@@ -85,9 +89,14 @@ def example(text="a, b"):
         protocol=text,
         made=text,
         models=[{"name": text, "metrics": metrics, "error": {"NDCG@10": 0.01}}],
+        compared=dict(
+            control=text, users=3, rows=[dict(name=text, differences={"NDCG@10": [0.1, -0.1, 0.3]})]
+        ),
         training={text: [epoch]},
         sae=[dict(step=1, loss=1.0, train_fvu=0.5, fvu=0.6, l0=8, dead=0.0)],
         intents=[example_intent(0, text), example_intent(1, text)],
+        items=[[text, [0, 1]]],
+        names={"0": text},
         users=example_users(text),
         ablation=dict(metric="NDCG@10", rows=[variant], verdict=text),
         recovery=[found],
@@ -135,15 +144,65 @@ def test_a_template_without_its_marker(tmp_path, html):
         report.build_report({}, tmp_path / "report.html")
 
 
-def test_too_large_a_report_is_refused():
-    data = example()
-    data["intents"] *= 2500
-    assert len(report.build_report(data)) < 5e6
-    long = dict(data["intents"][0], texts=["ä" * 2_200_000])  # bytes count, not characters
-    data["intents"].append(long)
-    limit = r"the report would be 5\.\d MB, over the limit of 5 MB"
-    with pytest.raises(UserError, match=rf"{limit}: shorten its intents, 5\.\d MB of it"):
-        report.build_report(data)
+def many_intents(count, text):
+    """Rows of so many intents, each denser than the one before, whose texts are the given one."""
+    rows = []
+    for number in range(count):
+        row = example_intent(number, f"intent {number}") | dict(density=(number + 1) / count)
+        rows.append(row | dict(texts=[[text, 1.0]] * 5, weak=[[text, 0.1]] * 3, neighbours=[]))
+    return rows
+
+
+def test_a_page_that_fits_is_not_shortened():
+    data = example() | dict(intents=many_intents(500, "a text"))
+    page, shortened = report.fit_report(data)
+    assert page == report.build_report(data) and shortened == []
+
+
+def test_2001_intents_in_hindi_fit():
+    """Bytes count, not characters: a letter of Devanagari has three."""
+    text = "यह फ़िल्म बहुत अच्छी है और कहानी दिल को छू लेती है। " * 3
+    data = example() | dict(intents=many_intents(2001, text[:160]))
+    assert len(report.build_report(data).encode()) > report.REPORT_LIMIT
+    page, shortened = report.fit_report(data)
+    assert len(page.encode()) <= report.REPORT_LIMIT
+    assert shortened == ["texts to 80 characters"]
+    shown = json.loads(data_of(page))["intents"]
+    assert len(shown) == 2001 and max(len(text) for text, _ in shown[0]["texts"]) == 80
+
+
+@pytest.mark.parametrize("limit", [400_000, 200_000, 120_000])
+def test_the_least_dense_intents_go_first(limit):
+    """Texts and examples before intents, and of these the densest stay."""
+    data = example() | dict(intents=many_intents(800, "a long text " * 20))
+    data["items"] = [[f"title {n}", [0]] for n in range(5000)]
+    page, shortened = report.fit_report(data, limit)
+    shown = json.loads(data_of(page))
+    assert len(page.encode()) <= limit
+    kept = [row["intent"] for row in shown["intents"]]
+    assert kept == list(range(800))[-len(kept) :] and len(kept) < 800
+    assert [said.split()[0] for said in shortened] == ["texts", "examples", "titles", "intents"]
+    assert shortened[-1] == f"intents to the {len(kept)} densest"
+    assert shown["items"][0] == ["title 0", [0]] and 0 < len(shown["items"]) <= 1000
+    assert all(len(row["texts"]) == 2 and len(row["weak"]) == 1 for row in shown["intents"])
+
+
+def test_what_cannot_fit_is_shown_all_the_same():
+    data = example("long " * 1000)
+    data["users"]["rows"] *= 5
+    page, shortened = report.fit_report(data, limit=10)
+    assert shortened[-1] == "users to 1" and len(json.loads(data_of(page))["users"]["rows"]) == 1
+
+
+def test_excerpts_are_around_the_words():
+    text = "one two three four five six seven eight nine ten"
+    assert report.excerpt(text, ["absent"], 48) == text
+    assert report.excerpt(text, ["absent"], 10) == "one two t\u2026"
+    assert report.excerpt(text, ["eight", "six"], 16) == "\u2026ve six seven e\u2026"
+    assert report.excerpt(text, ["ten"], 10) == "\u2026 nine ten"
+    for length in range(3, 60):
+        for word in ("one", "six", "ten", "none"):
+            assert len(report.excerpt(text, [word], length)) == min(length, len(text))
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -183,7 +242,7 @@ def test_every_key_has_its_place():
     assert sorted(drawn) == sorted(a["id"] for tag, a in page.elements if tag == "section")
     explained = set(re.findall(r"\n  (\w+(?:, \w+)*)   ", HTML.partition("-->")[0]))
     for key in example():
-        assert key in ids or key == "explain"
+        assert key in ids or key in ("compared", "items", "names", "explain")
         assert key in ", ".join(explained).split(", "), f"{key} is not at the template's top"
     for name in re.findall(r'\$\("([\w-]+)"\)', HTML):
         assert name in ids, name
@@ -229,6 +288,18 @@ def test_every_model_has_its_words_on_the_page():
 # What is on it
 
 
+def test_most_intents_join_the_places_of_others(monkeypatch):
+    """Three clusters, of which t-SNE places a part: the others land among their own."""
+    monkeypatch.setattr(report, "LANDMARKS", 60)
+    torch.manual_seed(0)
+    cluster = torch.arange(240) % 3
+    x = torch.randn(3, 10).mul(4)[cluster] + torch.randn(240, 10) * 0.3
+    y = report.map_points(x, torch.rand(240))
+    centers = torch.stack([y[cluster == one].mean(0) for one in range(3)])
+    assert y.isfinite().all()
+    assert (torch.cdist(y, centers).argmin(1) == cluster).float().mean() > 0.95
+
+
 def test_tsne_keeps_clusters_together():
     torch.manual_seed(0)
     cluster = torch.arange(90) % 3
@@ -266,6 +337,87 @@ def content_of(run, *more):
 @pytest.fixture
 def run(tmp_path, tiny_run):
     return copy_run(tiny_run, tmp_path / "run")
+
+
+def test_intervals_by_hand():
+    """Four differences of mean 1 and standard deviation 2: 1 +- 1.96 * 2 / sqrt(4)."""
+    differences = torch.tensor([3.0, 1.0, 1.0, -1.0], dtype=torch.float64)
+    deviation = (8 / 3) ** 0.5
+    ends = [1.0, 1 - 1.96 * deviation / 2, 1 + 1.96 * deviation / 2]
+    assert report.interval(differences) == pytest.approx(ends)
+    assert report.interval(differences[:1]) == [3.0, None, None]
+
+
+def test_differences_are_those_of_the_same_users(run):
+    compared = content_of(run)["compared"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert compared["control"] == "SASRec" and compared["users"] == metrics["users"]
+    assert [row["name"] for row in compared["rows"]] == ["Grounded", "SAERec"]
+    for name, row in zip(("grounded", "saerec"), compared["rows"], strict=True):
+        for metric, (mean, low, high) in row["differences"].items():
+            both = (metrics["models"][one][metric] for one in (name, "sasrec"))
+            assert mean == pytest.approx(next(both) - next(both), abs=1e-9)
+            assert low <= mean <= high and mean - low == pytest.approx(high - mean)
+    data = saerec.run_dataset(run)
+    hits = []
+    for name in ("grounded", "sasrec"):
+        model = load_model(run, name, data)
+        hits.append([])
+        for user in range(len(data.users)):
+            best = recommend(model, data, user)[:10]
+            hits[-1].append(float(data.targets("test")[user] in best))
+    differences = np.subtract(*hits)
+    error = differences.std(ddof=1) / len(differences) ** 0.5
+    _, low, high = compared["rows"][0]["differences"]["HR@10"]
+    assert high - low == pytest.approx(2 * 1.96 * error)
+
+
+def recommend(model, data, user):
+    """All items that are not in a user's history, the best first -> list."""
+    history = data.history(user, "test")
+    _, scores = report.score_after(model, history)
+    order = scores.argsort(descending=True).tolist()
+    return [item for item in order if item and item not in history]
+
+
+def test_metrics_of_other_models_are_refused(run, fails):
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["models"]["saerec"]["NDCG@10"] += 0.5
+    path.write_text(json.dumps(metrics))
+    words = ("metrics.json says NDCG@10", "of saerec", "eval.py --run")
+    fails(report.main, ["--run", run, "--device", "cpu"], *words)
+
+
+def test_only_models_that_are_there_are_compared(run):
+    (run / "sasrec.safetensors").unlink()
+    compared = content_of(run)["compared"]
+    assert compared["control"] == "popularity"
+    assert [row["name"] for row in compared["rows"]] == ["Grounded", "SAERec"]
+    (run / "saerec.safetensors").unlink()
+    content = content_of(run)
+    assert [row["name"] for row in content["compared"]["rows"]] == ["Grounded"]
+    assert content["users"]["beside"] is None
+    assert content["users"]["rows"][0]["recommendations"][0]["beside"] is None
+
+
+def test_what_was_not_measured_is_none(run):
+    """An empty cell of a log, and None in metrics.json, are no numbers, and no failure."""
+    lines = (run / "sae_log.csv").read_text().splitlines()
+    place = lines[0].split(",").index("fvu")
+    cells = lines[-1].split(",")
+    cells[place] = ""
+    (run / "sae_log.csv").write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["models"]["grounded"] = dict.fromkeys(metrics["models"]["grounded"])
+    metrics["standard_errors"]["grounded"] = dict.fromkeys(metrics["standard_errors"]["grounded"])
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    ablation = dict(rows=[{"name": "a", "params": 1, "seconds": 1.0, "NDCG@10": None}])
+    (run / "ablation.json").write_text(json.dumps(ablation | dict(tests=[], verdict="")))
+    content = content_of(run)
+    assert content["sae"][-1]["fvu"] is None and content["sae"][-1]["loss"] > 0
+    assert set(content["models"][-1]["metrics"].values()) == {None}
+    assert content["ablation"]["rows"][0]["mean"] is None
 
 
 def test_results_and_curves_of_every_model(run):
@@ -307,7 +459,10 @@ def test_intents_are_shown_with_titles_and_neighbours(run):
     for shown, row in zip(content["intents"], rows):
         same = ("intent", "latent", "label", "keywords", "density", "detection_auroc")
         assert all(shown[name] == row[name] for name in same)
-        assert set(shown["items"]) <= titles and len(shown["items"]) == len(row["items"])
+        assert len(shown["items"]) == len(row["items"])
+        assert {title for title, _ in shown["items"]} <= titles
+        codes = [code for _, code in shown["items"]]
+        assert codes == sorted(codes, reverse=True) and codes[-1] > 0
         assert math.isfinite(shown["x"]) and math.isfinite(shown["y"])
     few = content_of(run, "--intents", "4")["intents"]
     densities = sorted((row["density"] for row in rows), reverse=True)
@@ -315,6 +470,99 @@ def test_intents_are_shown_with_titles_and_neighbours(run):
     listed = {row["intent"] for row in few}
     assert all({other for other, _ in row["neighbours"]} <= listed for row in few)
     assert all("x" not in row for row in content_of(run, "--intents", "3")["intents"])
+
+
+def activations(run):
+    """The activation of each latent on each text, by the formula of (S1) -> [N, M]."""
+    tensors = safetensors.torch.load_file(run / "sae.safetensors")
+    x = safetensors.torch.load_file(run / "embeddings.safetensors")["embeddings"]
+    x = (x - tensors["mean"]) / tensors["scale"] - tensors["b_dec"]
+    z = (x @ tensors["W_enc"].T + tensors["b_enc"]).relu()
+    least = z.topk(int(tensors["active"])).values[:, -1:]
+    return torch.where(z >= least, z, 0)
+
+
+def test_texts_of_an_intent_are_shown_with_activations(run):
+    z = activations(run)
+    texts = saerec.run_dataset(run).texts
+    for shown, row in zip(content_of(run)["intents"], read_intents(run), strict=True):
+        own = {text: float(v) for text, v in zip(texts, z[:, row["latent"]]) if v > 0}
+        assert [text for text, _ in shown["texts"]] == row["texts"]
+        for text, activation in shown["texts"] + shown["weak"]:
+            assert activation == pytest.approx(own[text], abs=1e-3)
+        ordered = sorted(own.values())
+        assert [v for _, v in shown["weak"]] == pytest.approx(
+            ordered[: len(shown["weak"])], abs=1e-3
+        )
+        assert len(shown["weak"]) == min(max(len(own) - 5, 0), 3)
+        largest, counts = shown["histogram"]
+        on = z[:, row["latent"]]
+        assert largest == pytest.approx(ordered[-1]) and sum(counts) == int((on > 0).sum())
+
+
+def test_of_many_texts_a_sample_is_read(run, monkeypatch):
+    """The strongest are shown all the same; the histogram is of the sample alone."""
+    whole = content_of(run)["intents"]
+    monkeypatch.setattr(report, "ENCODED", 6)
+    part = content_of(run)["intents"]
+    assert [row["texts"] for row in part] == [row["texts"] for row in whole]
+    in_sample = [sum(row.get("histogram", [0, []])[1]) for row in part]
+    assert max(in_sample) <= 6 and sum(in_sample) == 6 * 3  # three latents fire on each text
+
+
+def test_a_run_without_its_sae_has_no_activations(run):
+    (run / "sae.safetensors").unlink()
+    for shown, row in zip(content_of(run)["intents"], read_intents(run), strict=True):
+        assert shown["texts"] == [[text, None] for text in row["texts"]]
+        assert "weak" not in shown and "histogram" not in shown
+
+
+def test_an_sae_of_another_version_is_refused(run, fails):
+    path = run / "sae.safetensors"
+    tensors, meta = saerec.load_artifact(path, "sae.py")
+    del tensors["b_enc"]
+    saerec.write_artifact(path, tensors, meta)
+    intents = run / "intents.safetensors"
+    with safetensors.safe_open(intents, "pt") as file:
+        meta = json.loads(file.metadata()["saerec"])
+    meta["made_from"] = {path.name: saerec.file_hash(path)}
+    saerec.write_artifact(intents, safetensors.torch.load_file(intents), meta)
+    for name in ("saerec", "grounded"):  # which were made from the former intents
+        (run / f"{name}.safetensors").unlink()
+    words = ("sae.safetensors does not fit this version of sae.py", "sae.py --run")
+    fails(report.main, ["--run", run, "--model", "sasrec"], *words)
+
+
+def test_users_with_most_of_an_intent(tiny_run):
+    """By equation (11), worked item by item."""
+    data = saerec.run_dataset(tiny_run)
+    model = load_model(tiny_run, "grounded", data)
+    codes = model.codes.dense()
+    r = torch.zeros(len(data.users), codes.shape[1])
+    for user in range(len(data.users)):
+        for item in data.history(user, "test")[-model.settings.history :]:
+            r[user] = model.settings.decay * r[user] + codes[item]
+    r *= model.idf
+    r = torch.where(r >= r.topk(min(model.matched, r.shape[1])).values[:, -1:], r, 0)
+    for intent, found in enumerate(report.strongest_users(model, data, seed=0)):
+        best = r[:, intent].sort(descending=True).values[: len(found)].tolist()
+        assert [v for _, v in found] == pytest.approx(best, abs=0.01)
+        own = [float(r[data.users.index(user), intent]) for user, _ in found]
+        assert own == pytest.approx(best, abs=0.01)
+
+
+def test_titles_lead_to_intents(run):
+    content = content_of(run)
+    data = saerec.run_dataset(run)
+    codes = load_intents(run, data).codes.dense()
+    assert sorted(title for title, _ in content["items"]) == sorted(data.titles[1:])
+    taken = [(data.training_items() == data.titles.index(title)).sum() for title, _ in content["items"]]
+    assert taken == sorted(taken, reverse=True)
+    for title, intents in content["items"]:
+        code = codes[data.titles.index(title)]
+        best = code.sort(descending=True).values[: len(intents)]
+        assert code[intents].tolist() == pytest.approx(best.tolist())
+        assert len(intents) == min(5, int((code > 0).sum()))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -329,12 +577,62 @@ def test_reasons_add_up_to_scores(name, run):
                 name, ["history", "personal", "public"]
             )
             assert bool(one["terms"]) <= (name == "grounded")
-            whole = sum(value for _, value in one["parts"] + one["terms"]) + one["rest"]
+            values = [value for _, value in one["parts"]] + [value for _, value, _ in one["terms"]]
+            whole = sum(values) + one["rest"]
             assert whole == pytest.approx(one["score"], abs=1e-5)
             assert one["held_out"] == (one["title"] == user["target"]["title"])
         strengths = [strength for _, strength in user["personal"]]
         assert all((strength is None) == (name == "saerec") for strength in strengths)
         assert bool(user["public"]) == (name == "saerec")
+
+
+def test_the_held_out_item_has_its_rank(run):
+    data = saerec.run_dataset(run)
+    for name in MODELS:
+        model = load_model(run, name, data)
+        ranks = saerec.rank_users(model_scores(model, data, "test"), data, "test")
+        for shown in content_of(run, "--model", name)["users"]["rows"]:
+            rank = float(ranks[data.users.index(shown["user"])])
+            assert shown["target"]["rank"] == (None if math.isinf(rank) else rank)
+
+
+def test_an_item_that_was_taken_before_has_no_rank():
+    scores = torch.tensor([9.0, 3.0, 5.0, 4.0])
+    history = np.array([2], np.int32)
+    assert report.places(scores, [1, 2, 3], history) == [2, None, 1]
+
+
+def test_terms_say_what_evokes_them(run):
+    data = saerec.run_dataset(run)
+    codes = load_intents(run, data).codes.dense()
+    content = content_of(run)
+    personal = 0
+    for user in content["users"]["rows"]:
+        read = user["history"][-6:]  # what the tiny models read
+        for one in user["recommendations"]:
+            for intent, _, evoked in one["terms"]:
+                carriers = [title for title in read if codes[data.titles.index(title), intent] > 0]
+                assert set(evoked) <= set(carriers) and len(evoked) == min(2, len(carriers))
+                assert str(intent) in content["names"]
+                personal += bool(evoked)
+    assert personal
+
+
+@pytest.mark.parametrize(("name", "other"), [("grounded", "saerec"), ("saerec", "grounded")])
+def test_grounded_and_saerec_are_beside_each_other(name, other, run):
+    users = content_of(run, "--model", name)["users"]
+    assert users["beside"] == report.NAMES[other]
+    data = saerec.run_dataset(run)
+    model = load_model(run, other, data)
+    parts = dict(grounded=["id", "intents"], saerec=["history", "personal", "public"])[other]
+    for shown in users["rows"]:
+        ranking = recommend(model, data, data.users.index(shown["user"]))
+        for one in shown["recommendations"]:
+            beside = one["beside"]
+            assert [part for part, _ in beside["parts"]] == parts
+            whole = sum(value for _, value in beside["parts"])
+            assert whole == pytest.approx(beside["score"], abs=1e-5)
+            assert beside["rank"] == 1 + ranking.index(data.titles.index(one["title"]))
 
 
 def test_no_users_no_section(run):
