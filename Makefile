@@ -39,7 +39,7 @@ SAID_grounded = model.py $(COMMON) --model grounded $(MODEL_FLAGS) $(GROUNDED_FL
 changed  = $(shell echo "$(SAID_$(1))" | cmp -s - $(RUN)/.$(1) || echo FORCE)
 remember = @echo "$(SAID_$(1))" > $(RUN)/.$(1)
 
-.PHONY: all planted test test-core ablate interpret steer speed docs report clean help FORCE
+.PHONY: all planted test test-core test-browser ablate interpret steer speed docs report clean help FORCE
 .DELETE_ON_ERROR:
 
 all: $(RUN)/metrics.json $(if $(wildcard tools/report.py),$(RUN)/report.html)  ## run: every stage from nothing to metrics.json and report.html
@@ -53,6 +53,9 @@ test: .venv/ready $(WEIGHTS)  ## run: set up and run all tests
 
 test-core: .venv/ready $(WEIGHTS)  ## run: the tests of the five scripts alone
 	$(PY) -m pytest -q $(sort $(wildcard tests/test_*.py))
+
+test-browser: .venv/ready  ## run: the tests of report.html in a headless Chromium, if one is installed
+	$(PY) -m pytest -q -rs tests/tools/test_browser.py
 
 clean:  ## run: remove runs; data, weights and the environment stay
 	rm -rf runs

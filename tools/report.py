@@ -579,7 +579,8 @@ def users_section(models, codes, data, settings):
     beside = models.get(other)
     model = models[settings.model]
     rows = [user_row(model, beside, codes, data, user, settings.top) for user in users]
-    return dict(model=NAMES[settings.model], beside=beside and NAMES[other], rows=rows)
+    name = None if beside is None else NAMES[other]
+    return dict(model=NAMES[settings.model], beside=name, rows=rows)
 
 
 def mentioned(users):

@@ -273,6 +273,35 @@ def test_lines_are_short():
     assert max(map(len, HTML.splitlines())) <= 140
 
 
+def luminance(colour):
+    """Relative luminance of #rrggbb, by WCAG 2."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(colour, other):
+    light, dark = sorted((luminance(colour), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_marks_can_be_seen_in_the_dark():
+    """Whatever has a colour of its own, also where it is laid over the background in part."""
+    style = "".join(re.findall(r"^@media[^\n]*dark\) \{\n(.*?)^\}", HTML, re.M | re.S))
+    colours = dict(re.findall(r"--(bg|ink|soft|accent|grey|mark): (#\w{6})", style))
+    marks = dict(re.findall(r"\.q\.(q\d) \{ fill: (#\w{6})", style))
+    assert len(colours) == 6 and len(marks) == 5
+    marks |= {name: colours[name] for name in ("ink", "soft", "accent", "grey")}
+    assert {name for name, one in marks.items() if contrast(one, colours["bg"]) < 4.5} == set()
+    assert contrast(colours["ink"], colours["mark"]) >= 4.5
+    opacities = [float(one) for one in re.findall(r"\.p\d \{ fill-opacity: ([.\d]+)", style)]
+    assert len(opacities) == 4
+    for opacity in opacities:
+        pairs = [[int(colours[name][at : at + 2], 16) for name in ("accent", "bg")] for at in (1, 3, 5)]
+        mixed = [round(one * opacity + two * (1 - opacity)) for one, two in pairs]
+        assert contrast("#" + "".join(f"{v:02x}" for v in mixed), colours["bg"]) >= 4.5
+
+
 def test_every_model_has_its_words_on_the_page():
     """Its name where our own is in colour, and a style and a text for each part of its scores."""
     assert re.search(r"ours = name => /\^grounded/i", HTML)
@@ -556,7 +585,8 @@ def test_titles_lead_to_intents(run):
     data = saerec.run_dataset(run)
     codes = load_intents(run, data).codes.dense()
     assert sorted(title for title, _ in content["items"]) == sorted(data.titles[1:])
-    taken = [(data.training_items() == data.titles.index(title)).sum() for title, _ in content["items"]]
+    numbers = [data.titles.index(title) for title, _ in content["items"]]
+    taken = [(data.training_items() == number).sum() for number in numbers]
     assert taken == sorted(taken, reverse=True)
     for title, intents in content["items"]:
         code = codes[data.titles.index(title)]

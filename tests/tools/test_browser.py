@@ -1,0 +1,336 @@
+"""The report page in a real browser: what opens, fits, is found, and where Back leads.
+
+One headless Chromium asks a server here for a page, shows it in a frame that can have any width,
+posts what a script at the page's end has found, and asks for the next.
+"""
+
+import csv
+import http.server
+import io
+import json
+import queue
+import shutil
+import subprocess
+import threading
+
+import pytest
+
+from conftest import copy_run
+from tools import report
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="no Chromium here: install one, as with `apt install chromium`"
+)
+FLAGS = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --force-prefers-reduced-motion"
+FLAGS += " --no-first-run --window-size=2000,1200"
+OUTER = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
+<iframe id="frame" src="page" style="width: 1100px; height: 1000px; border: 0"></iframe>
+<script>
+async function finish(result) {
+  await fetch("result", {method: "POST", body: JSON.stringify(result)});
+  location.reload();
+}
+</script>
+"""
+TRY = """<script>
+const failures = [];
+addEventListener("error", event => {
+  if (!event.message.startsWith("ResizeObserver loop")) failures.push(event.message); // no fault
+});
+const frame = () => new Promise(done => requestAnimationFrame(done));
+const pause = async () => { // for timers, and for the events of a frame, such as resize
+  await new Promise(done => setTimeout(done, 150));
+  for (let i = 0; i < 3; i++) await frame();
+};
+const widen = async width => {
+  parent.document.getElementById("frame").style.width = `${width}px`;
+  await pause();
+};
+const all = selector => [...document.querySelectorAll(selector)];
+const wide = node => node.getBoundingClientRect().width;
+const search = async text => {
+  $("query").value = text;
+  $("query").dispatchEvent(new Event("input"));
+  await pause();
+};
+addEventListener("load", async () => {
+  await pause();
+  const found = await (async () => { TRIED })().catch(error => failures.push(String(error)));
+  parent.finish({found, failures});
+});
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def content(tiny_run, tmp_path_factory):
+    """What the report of the tiny run shows, as if all its intents could be judged -> JSON."""
+    run = copy_run(tiny_run, tmp_path_factory.mktemp("browser") / "run")
+    settings = report.ReportSettings(run=str(run), device="cpu")
+    content = report.run_content(run, settings)
+    for row in content["intents"]:
+        row |= dict(detection_auroc=0.9, permuted_auroc=0.5, detection_texts=4)
+    return json.dumps(content)
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """Gives out the next page of a queue, and takes what was found on it."""
+
+    waiting = queue.Queue()  # of pages
+    results = queue.Queue()  # of dicts
+    page = ""
+
+    def do_GET(self):
+        if self.path == "/":
+            Pages.page = self.waiting.get()
+        content = OUTER if self.path == "/" else Pages.page
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    def do_POST(self):
+        found = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()
+        self.results.put(json.loads(found))
+
+    def log_message(self, *words):
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A browser that shows pages as they come."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
+    address = f"http://127.0.0.1:{server.server_port}/"
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([CHROMIUM, *FLAGS.split(), profile, address], **quiet)
+    yield process
+    process.terminate()
+    process.wait()
+    server.shutdown()
+
+
+@pytest.fixture
+def browse(browser):
+    """browse(content, script): what the script, a function's body, returns on the page."""
+
+    def run(content, script):
+        page = report.build_report(content)
+        Pages.waiting.put(page + TRY.replace("TRIED", script))
+        result = Pages.results.get(timeout=30)
+        assert result["failures"] == [], result
+        return result["found"]
+
+    return run
+
+
+def test_an_open_row_leaves_names_their_room(content, browse):
+    """At every width, also when it changes with a row open, and nothing reaches out of the page."""
+    measured = browse(
+        json.loads(content),
+        """
+        const rows = [];
+        for (const width of [320, 360, 400, 760, 768, 1100, 1920, 360]) {
+          const name = () => wide(all("#list tr.row td")[0]);
+          const right = node => node.getBoundingClientRect().right;
+          await widen(width); // with a row open, but the first time
+          const open = name(), row = all("#list tr.row")[0];
+          if (rows.length) toggle(row);
+          const closed = name();
+          toggle(row);
+          rows.push({width: innerWidth, open, closed, again: name(), detail: wide(all("tr.detail td")[0]),
+            list: wide($("list")), page: document.documentElement.scrollWidth,
+            metric: right(all("#models-table th").find(head => head.textContent === "NDCG@10")),
+            table: right(all("#models-table .scroll")[0])});
+        }
+        return rows;
+        """,
+    )
+    assert [row["width"] for row in measured] == [320, 360, 400, 760, 768, 1100, 1920, 360]
+    for row in measured:
+        assert row["open"] == row["again"] == pytest.approx(row["closed"], abs=1), row
+        assert row["open"] > 90 and row["detail"] == pytest.approx(row["list"], abs=1), row
+        assert row["page"] <= row["width"] and row["metric"] <= row["table"] + 1, row
+
+
+def test_the_first_sentence_says_whether_it_is_chance(content, browse):
+    """Nothing is bold or in colour unless it is better by more than chance."""
+    content = json.loads(content)
+    rows = content["compared"]["rows"]
+    metrics = list(rows[0]["differences"])
+    rows[0]["differences"] = dict.fromkeys(metrics, [0.0053, 0.0011, 0.0095])
+    rows[1]["differences"] = dict.fromkeys(metrics, [0.0053, -0.0042, 0.0148])
+    found = browse(
+        content,
+        """
+        const bold = all("#models-table tr:has(strong) th").map(one => one.textContent);
+        const colour = all("#models-charts .bar.ours").length;
+        return {said: $("finding").textContent, bold, colour};
+        """,
+    )
+    assert found["said"].startswith(
+        "Grounded +0.0053 NDCG@10 against SASRec (paired 95% interval +0.0011 to +0.0095, 24 users): "
+        "better by more than chance. SAERec +0.0053 against SASRec "
+    )
+    assert "(paired 95% interval \u22120.0042 to +0.0148): not distinguishable." in found["said"]
+    assert found["said"].endswith("AUROC 0.90 in the median; keywords of another intent reach 0.50.")
+    assert found["bold"] == ["Grounded"] and found["colour"] == 2  # of the charts of two metrics
+
+
+def test_what_was_not_measured_is_said_so(content, browse):
+    content = json.loads(content)
+    for model in content["models"]:
+        model["metrics"] = dict.fromkeys(model["metrics"])
+        model["error"] = dict.fromkeys(model["error"])
+    for row in content["compared"]["rows"]:
+        row["differences"] = {name: [0.0, None, None] for name in row["differences"]}
+    for row in content["sae"]:
+        row |= dict.fromkeys(["fvu", "train_fvu", "l0", "dead"])
+    for row in content["intents"]:
+        row |= dict.fromkeys(["detection_auroc", "permuted_auroc", "support"])
+    found = browse(
+        content,
+        """
+        toggle(all("#list tr.row")[0]);
+        const texts = ["finding", "glance", "models-table", "sae-table"].map(id => $(id).textContent);
+        return {texts: [...texts, all("tr.detail")[0].textContent], rows: all("#list tr.row").length};
+        """,
+    )
+    assert found["rows"] == len(content["intents"])  # the filter hides nothing where all is unknown
+    for text in found["texts"]:
+        assert "not measured" in text and "NaN" not in text, text
+
+
+def test_search_finds_titles_whatever_their_accents(content, browse):
+    content = json.loads(content)
+    content["intents"][3] |= dict(label="amélie, श्रेष्ठ", detection_auroc=0.997, detection_texts=2)
+    content["items"][0] = ["Amélie (2001)", [5]]
+    found = browse(
+        content,
+        """
+        const shows = async text => {
+          await search(text);
+          return all("#list tr.row").map(row => Number(row.id.slice(7)));
+        };
+        const narrow = await shows("amelie");
+        const items = $("found").textContent, marks = all("#found mark").map(one => one.textContent);
+        $("judged-only").checked = false;
+        const loose = await shows("AMELIE"), label = all("#intent-3 mark").map(one => one.textContent);
+        const area = $("intent-3").cells[3].textContent;
+        const hindi = await shows("श्रेष्ठ");
+        const nothing = await shows("zzz"), listed = $("listed").textContent;
+        await shows("");
+        const by = () => all("#list th button")[3].click();
+        by();
+        const order = all("#list tr.row").map(row => Number(row.id.slice(7)));
+        return {narrow, items, marks, loose, label, area, hindi, nothing, listed, order};
+        """,
+    )
+    assert found["narrow"] == [5] and sorted(found["loose"]) == [3, 5] and found["hindi"] == [3]
+    assert found["items"].startswith("Amélie (2001): ") and found["marks"] == ["Amélie"]
+    assert found["label"] == ["amélie"] and found["area"] == "> 0.99"
+    assert found["nothing"] == [] and found["listed"] == "No intent has \u201czzz\u201d."
+    assert found["order"][-1] == 3  # of two held-out texts: it cannot be judged
+
+
+def test_back_returns_to_where_one_was(content, browse):
+    content = json.loads(content)
+    content["intents"][2]["detection_texts"] = 1  # which the list leaves out at first
+    found = browse(
+        content,
+        """
+        const here = () => ({hash: location.hash, open: all("tr.detail").map(one => one.id),
+          y: Math.round(scrollY), query: $("query").value, judged: $("judged-only").checked});
+        const steps = [];
+        await search("thing");
+        scrollTo(0, 700);
+        toggle(all("#list tr.row")[1]);
+        await pause();
+        steps.push(here());
+        visit("#intent-2");
+        await pause();
+        steps.push(here());
+        all("tr.detail .valued a")[0].click();
+        await pause();
+        steps.push(here());
+        for (let i = 0; i < 3; i++) {
+          history.back();
+          await pause();
+          steps.push(here());
+        }
+        return steps;
+        """,
+    )
+    opened, intent, title, *back = found
+    assert opened["hash"] == "#" + opened["open"][0].replace("detail", "intent")
+    assert intent["hash"] == "#intent-2" and "detail-2" in intent["open"]
+    assert intent["query"] == "" and not intent["judged"]
+    assert title["hash"].startswith("#find-Thing") and title["query"].startswith("Thing")
+    assert back[0] == intent and back[1] == opened
+    start = dict(hash="", open=[], y=opened["y"], query="thing", judged=True)
+    assert back[2] == start
+
+
+def test_details_print_and_download(content, browse):
+    content = json.loads(content)
+    label, absent = "=1+1, \u201cquoted\u201d", "never said"
+    content["intents"][0] |= dict(label=label, keywords=["thing", absent], detection_texts=9)
+    found = browse(
+        content,
+        """
+        toggle($("intent-0"));
+        const detail = $("detail-0").textContent, bars = all("#detail-0 .histogram rect").length;
+        const marks = all("#detail-0 mark").map(one => one.textContent);
+        const because = all(".because").map(one => one.textContent);
+        dispatchEvent(new Event("beforeprint"));
+        const printed = all("tr.detail").length, spans = all("tr.detail td").map(one => one.colSpan);
+        dispatchEvent(new Event("afterprint"));
+        let blob;
+        URL.createObjectURL = one => { blob = one; return "#"; };
+        $("download").click();
+        const after = all("tr.detail").length, csv = await blob.text();
+        return {detail, marks, bars, because, printed, spans, after, csv};
+        """,
+    )
+    assert f"No text shown here contains \u201c=1+1\u201d" in found["detail"]
+    assert f"or \u201c{absent}\u201d." in found["detail"] and set(found["marks"]) == {"thing"}
+    for heading in ("fires most", "carry it most", "it moves most", "How strongly", "together with"):
+        assert heading in found["detail"]
+    assert found["bars"] == report.BINS
+    assert any(said.startswith("Because you took Thing ") for said in found["because"])
+    assert found["printed"] >= 10 and set(found["spans"]) == {5} and found["after"] == 1
+    rows = list(csv.DictReader(io.StringIO(found["csv"].removeprefix("\ufeff"))))
+    assert len(rows) == len(content["intents"])
+    assert rows[0]["label"] == "'" + label and rows[0]["keywords"] == f"thing; {absent}"
+    for row, intent in zip(rows, content["intents"], strict=True):
+        assert float(row["density"]) == intent["density"] and row["text"] == intent["texts"][0][0]
+
+
+def test_a_map_of_4000_intents_is_thinned(content, browse):
+    content = json.loads(content)
+    one = content["intents"][0] | dict(neighbours=[], detection_texts=5, detection_auroc=0.9)
+    many = []
+    for number in range(4000):
+        place = dict(x=number * 37 % 101, y=number * 61 % 103, density=(number + 1) / 4000)
+        many.append(one | place | dict(intent=number, label=f"intent {number}"))
+    content["intents"] = many
+    found = browse(
+        content,
+        """
+        const seen = dot => dot.getAttribute("visibility") === "visible";
+        const drawn = () => all("#map .q").filter(seen).length, said = () => $("map-thinned").textContent;
+        const whole = drawn(), before = said(), labels = all("#map .halo").length;
+        zoomTo(6, 0.5, 0.5);
+        return {whole, before, labels, near: drawn(), after: said()};
+        """,
+    )
+    assert 500 < found["whole"] < 1500 and 5 <= found["labels"] < 25
+    assert found["before"].startswith(f"The densest {found['whole']:,} are drawn; zoom in")
+    assert 0 < found["near"] < found["whole"] and found["after"] == ""
