@@ -109,8 +109,8 @@ def fit_report(data, limit=REPORT_LIMIT):
 def shorter(data):
     """Yield (what is shortened, how, the data), each with less than the one before.
 
-    First the texts, then examples, titles that can be searched, intents, the least dense first, and
-    users.
+    First the texts, then examples, users, titles that can be searched, and at last intents, the
+    least dense first.
     """
     intents = data.get("intents", [])
     for length in (80, 40):
@@ -121,6 +121,12 @@ def shorter(data):
     intents = [row | {key: row.get(key, [])[:n] for key, n in fewer.items()} for row in intents]
     data = data | dict(intents=intents)
     yield "examples", "examples to 2 texts and items of an intent", data
+    users = data.get("users", dict(rows=[]))
+    kept = len(users["rows"])
+    while kept > ReportSettings.users:
+        kept = max(kept // 2, ReportSettings.users)
+        data = data | dict(users=users | dict(rows=users["rows"][:kept]))
+        yield "users", f"users to {kept}", data
     kept = len(data.get("items", []))
     while kept > 1000:
         kept //= 2
@@ -131,10 +137,6 @@ def shorter(data):
         kept = kept * 4 // 5
         data = data | dict(intents=densest(intents, kept))
         yield "intents", f"intents to the {kept:,} densest", data
-    while len(data.get("users", {}).get("rows", [])) > 1:
-        rows = data["users"]["rows"]
-        data = data | dict(users=data["users"] | dict(rows=rows[: len(rows) // 2]))
-        yield "users", f"users to {len(rows) // 2}", data
 
 
 def shorten_texts(row, length):
@@ -156,7 +158,7 @@ def excerpt(text, words, length):
     text = " ".join(text.split())
     if len(text) <= length:
         return text
-    places = [text.lower().find(word) for word in words]
+    places = [text.lower().find(word.lower()) for word in words]
     first = min((place for place in places if place >= 0), default=0)
     start = max(0, min(first - length // 4, len(text) - length))
     before = "\u2026" if start else ""
