@@ -80,7 +80,7 @@ docs:  ## look: write docs/results.md, docs/speed.md and README's table from stu
 
 help:  ## look: list the targets and variables
 	@for group in run measure look; do echo "$$group"; \
-	  sed -nE "s/^([a-z-]+):.*## $$group: /  \1\t/p" Makefile | expand -t 14; done
+	  sed -nE "s/^([a-z-]+):.*## $$group: /  \1\t/p" Makefile | expand -t 16; done
 	@echo "variables: DATA=$(DATA) RUN=$(RUN) SEED=$(SEED) DEVICE=$(DEVICE) EMBED=$(EMBED) EMBED_FLAGS= SAE_FLAGS="
 	@echo "  MODEL_FLAGS= SASREC_FLAGS= SAEREC_FLAGS= GROUNDED_FLAGS= ABLATE_FLAGS= PYTHON=$(PYTHON)"
 

@@ -200,7 +200,7 @@ def tsne(x, perplexity=30.0, steps=300, seed=0):
     return y - y.mean(0)
 
 
-def map_points(x, weight):
+def map_points(x, weight, seed=0):
     """Places of points x [J, E] on a map -> [J, 2].
 
     Of very many, t-SNE places those of largest weight, [J]; each other one joins the three that are
@@ -209,7 +209,7 @@ def map_points(x, weight):
     order = weight.argsort(descending=True, stable=True)
     placed, others = order[:LANDMARKS], order[LANDMARKS:]
     y = torch.zeros(len(x), 2)
-    y[placed] = tsne(x[placed])
+    y[placed] = tsne(x[placed], seed=seed)
     for part in others.split(4096):
         square, nearest = torch.cdist(x[part], x[placed]).square().topk(3, largest=False)
         share = 1 / square.clamp_min(1e-6)
@@ -355,7 +355,8 @@ def intents_section(folder, intents, data, users, settings):
     place = {}
     if len(listed) > 3:  # fewer make no map
         weight = torch.tensor([row["density"] for row in listed])
-        place = dict(zip(numbers, map_points(intents.vectors[numbers], weight).tolist()))
+        points = map_points(intents.vectors[numbers], weight, settings.seed)
+        place = dict(zip(numbers, points.tolist()))
     beside = neighbours(intents.codes)
     number_of = {item: number for number, item in enumerate(data.items)}
     carried = intents.codes.column_counts().tolist()
@@ -368,7 +369,7 @@ def intents_section(folder, intents, data, users, settings):
         code = dict(zip(*(part.tolist() for part in intents.codes.transposed.row(intent))))
         items = [number_of[item] for item in row["items"]]
         row["items"] = [[data.titles[v], round(code[v], 3) if v in code else None] for v in items]
-        row["item_count"] = carried[intent]
+        row["item_count"] = carried[intent] or None  # what was judged to be no intent lost them
         row["neighbours"] = [pair for pair in beside[intent] if pair[0] in shown]
         if users is not None:
             row["users"] = users[intent]
@@ -393,6 +394,11 @@ def items_section(codes, data):
 # The other sections
 
 
+def read_number(cell):
+    """A cell of a CSV -> float, or None for what was not measured."""
+    return None if cell in ("", "None") else float(cell)
+
+
 def read_log(path):
     """A CSV of numbers that training wrote -> list of dict; None if there is none.
 
@@ -403,8 +409,7 @@ def read_log(path):
     rows = []
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            known = {name: value not in ("", "None") for name, value in row.items()}
-            rows.append({name: float(row[name]) if known[name] else None for name in row})
+            rows.append({name: read_number(cell) for name, cell in row.items()})
     return rows
 
 

@@ -497,6 +497,8 @@ def test_intents_are_shown_with_titles_and_neighbours(run):
         codes = [code for _, code in shown["items"]]
         assert codes == sorted(codes, reverse=True) and codes[-1] > 0
         assert math.isfinite(shown["x"]) and math.isfinite(shown["y"])
+    carriers = (load_intents(run, saerec.run_dataset(run)).codes.dense() > 0).sum(0)
+    assert [shown["item_count"] for shown in content["intents"]] == carriers.tolist()
     few = content_of(run, "--intents", "4")["intents"]
     densities = sorted((row["density"] for row in rows), reverse=True)
     assert sorted((row["density"] for row in few), reverse=True) == densities[:4]
@@ -597,6 +599,22 @@ def test_titles_lead_to_intents(run):
         best = code.sort(descending=True).values[: len(intents)]
         assert code[intents].tolist() == pytest.approx(best.tolist())
         assert len(intents) == min(5, int((code > 0).sum()))
+
+
+def test_what_is_no_intent_has_its_texts_and_no_items(run):
+    """A language model's verdict takes an intent's codes away; what it fires on stays to be seen."""
+    rows = read_intents(run)
+    rows[0]["is_intent"] = False
+    saerec.write_rows(run / "intents.jsonl", rows)
+    tensors, meta = saerec.load_artifact(run / "intents.safetensors", "sae.py")
+    tensors["is_intent"][0] = False
+    saerec.write_artifact(run / "intents.safetensors", tensors, meta)
+    for name in ("saerec", "grounded"):  # made from the former intents
+        (run / f"{name}.safetensors").unlink()
+    first = content_of(run, "--model", "sasrec")["intents"][0]
+    assert [text for text, _ in first["texts"]] == rows[0]["texts"]
+    assert first["item_count"] is None and {code for _, code in first["items"]} == {None}
+    assert "users" not in first and first["neighbours"] == []
 
 
 @pytest.mark.parametrize("name", MODELS)
