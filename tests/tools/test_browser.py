@@ -39,6 +39,7 @@ const failures = [];
 addEventListener("error", event => {
   if (!event.message.startsWith("ResizeObserver loop")) failures.push(event.message); // no fault
 });
+addEventListener("securitypolicyviolation", event => failures.push(event.violatedDirective));
 const frame = () => new Promise(done => requestAnimationFrame(done));
 const pause = async () => { // for timers, and for the events of a frame, such as resize
   await new Promise(done => setTimeout(done, 150));
@@ -293,6 +294,32 @@ def test_back_returns_to_where_one_was(content, browse):
     assert back[2] == start
 
 
+def test_the_map_has_keys_and_addresses(content, browse):
+    found = browse(
+        json.loads(content),
+        """
+        const map = all("#map svg.map")[0];
+        const press = key => map.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+        map.focus();
+        press("ArrowRight");
+        const said = $("map-said").textContent;
+        press("Enter");
+        await pause();
+        const entered = location.hash, focused = document.activeElement.textContent;
+        history.back();
+        await pause();
+        const back = location.hash;
+        const [point, {at: [right, down]}] = [...dots].find(([, spot]) => spot.at);
+        const {left, top} = map.getBoundingClientRect();
+        map.dispatchEvent(new MouseEvent("click", {clientX: left + right, clientY: top + down}));
+        await pause();
+        return {said, entered, focused, back, clicked: location.hash, point: point.intent};
+        """,
+    )
+    assert found["said"].startswith(found["focused"]) and found["entered"].startswith("#intent-")
+    assert found["back"] == "" and found["clicked"] == f"#intent-{found['point']}"
+
+
 def test_details_print_and_download(content, browse):
     content = json.loads(content)
     label, absent = "=1+1, \u201cquoted\u201d", "never said"
@@ -308,7 +335,8 @@ def test_details_print_and_download(content, browse):
         const spans = all("tr.detail td").map(one => one.colSpan);
         dispatchEvent(new Event("afterprint"));
         let blob;
-        URL.createObjectURL = one => { blob = one; return "#"; };
+        const address = URL.createObjectURL;
+        URL.createObjectURL = one => { blob = one; return address(one); };
         $("download").click();
         const after = all("tr.detail").length, csv = await blob.text();
         return {detail, marks, bars, because, spans, after, csv};
