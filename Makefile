@@ -17,6 +17,9 @@ SASREC_FLAGS   ?=
 SAEREC_FLAGS   ?=
 GROUNDED_FLAGS ?=
 
+$(if $(filter-out 2,$(words $(DATA) $(RUN))),$(error make takes no spaces in paths, DATA is "$(DATA)", RUN is \
+  "$(RUN)": rename the folder, link to it by another name (ln -s), or call the scripts yourself))
+
 PY      := .venv/bin/python
 COMMON   = --run $(RUN) --seed $(SEED) --device $(DEVICE)
 # Nothing is random in embed.py
@@ -90,7 +93,7 @@ help:  ## look: list the targets and variables
 	touch $@
 
 data/ml-100k/sequences.txt: | .venv/ready
-	$(PY) saerec.py prepare ml-100k --out data/ml-100k
+	$(PY) sources/movielens.py --out data/ml-100k
 
 data/planted/sequences.txt: | .venv/ready
 	$(PY) sources/planted.py --out data/planted

@@ -27,9 +27,9 @@ import unicodedata
 from pathlib import Path
 
 from saerec import (
-    HERE, Progress, UserError, artifact_meta, file_hash, join_processes, load_dataset, pick_device,
-    process_of, read_wheel, run_command, save_artifact, setting, sum_over_processes,
-    write_atomically,
+    HERE, Progress, UserError, claim, data_of_run, describe, file_hash, join_processes,
+    load_dataset, pick_device, process_of, read_wheel, run_command, save_artifact, setting,
+    sum_over_processes, write_atomically,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
 import safetensors.torch
@@ -409,7 +409,7 @@ def check_embed(settings):
 def refuse_other_run(path, data):
     """Refuse to put a dataset into the run of another, which would be lost. Raises UserError."""
     if path.is_file():
-        other = Path(artifact_meta(path, "embed.py")["settings"]["data"])
+        other = data_of_run(path.parent, "embed.py")
         if other.resolve() != data.folder.resolve() and other.is_dir():
             problem = f"{path.parent} is the run of {other}, not of {data.folder}"
             raise UserError(f"{problem}: name another --run (RUN= with make), or delete it")
@@ -419,7 +419,8 @@ def save_embeddings(settings, data, vectors, encoder):
     """Write RUN/embeddings.safetensors -> its path; a vocabulary of other embeddings goes."""
     path = Path(settings.run) / "embeddings.safetensors"
     tensors = {"embeddings": vectors, "item": torch.from_numpy(data.text_item)}
-    save_artifact(path, tensors, settings, data.hash, encoder=encoder)
+    folder = str(data.folder.resolve())
+    save_artifact(path, tensors, settings, data.hash, encoder=encoder, folder=folder)
     path.with_name("vocabulary.safetensors").unlink(missing_ok=True)
     print(f"{path}: {len(vectors):,} texts, width {vectors.shape[1]}, from {encoder['name']}")
     return path
@@ -431,6 +432,8 @@ def embed(settings):
     check_embed(settings)
     data = load_dataset(settings.data)
     refuse_other_run(Path(settings.run) / "embeddings.safetensors", data)
+    claim(settings.run)
+    print(*describe(data), sep="\n")
     if settings.embeddings:
         vectors = provided(settings.embeddings, data)
         made_by = dict(name="provided", file=file_hash(settings.embeddings))

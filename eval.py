@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 
 from saerec import (
-    StageSettings, UserError, generator, load_artifact, pick_device, rank_users, ranking_metrics,
-    run_command, run_dataset, setting, user_metrics, write_lines,
+    StageSettings, UserError, claim, generator, load_artifact, pick_device, rank_users,
+    ranking_metrics, run_command, run_dataset, setting, user_metrics, write_lines,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
 import torch
@@ -175,11 +175,12 @@ def evaluate(settings):
     """Rank the test items by popularity and every model of a run; write metrics.json."""
     folder = Path(settings.run)
     device = pick_device(settings.device)
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     found = [name for name in MODELS if (folder / f"{name}.safetensors").is_file()]
     if not found:
         raise UserError(f"{folder} has no trained model: make one with `model.py --run {folder}`")
     models = {name: load_model(folder, name, data, device) for name in found}
+    claim(folder)
     shown = models[found[-1]]  # of those that there are, the last in MODELS
     scores = {"popularity": popularity_scores(data)}
     scores |= {name: model_scores(model, data, "test") for name, model in models.items()}
@@ -191,6 +192,9 @@ def evaluate(settings):
     report["standard_errors"] = {name: standard_errors(one) for name, one in ranks.items()}
     write_lines(folder / "metrics.json", [json.dumps(report, indent=2, sort_keys=True)])
     print(f"{data.folder}: {report['users']:,} users, {report['items']:,} items")
+    if 10 * repeats > report["users"]:
+        share = f"{repeats / report['users']:.0%} OF THE USERS HAD THE TEST ITEM BEFORE"
+        print(f"{share}, a miss for every model: remove repeated rows, if they are")
     print(f"{repeats} test items are in the history already; protocol: {PROTOCOL}\n")
     print(*metrics_table(report["models"]), "", sep="\n")
     labels = Unnamed()

@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saerec import (
-    Progress, StageSettings, UserError, generator, join_processes, pick_device, process_of,
+    Progress, StageSettings, UserError, claim, generator, join_processes, pick_device, process_of,
     rank_users, ranking_metrics, run_command, run_dataset, save_artifact, setting,
     sum_over_processes, write_table,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
@@ -570,9 +570,12 @@ def model_scores(model, data, part):
 
 
 def validate(model, data):
-    """Metrics on the validation items -> dict of floats, the same in all processes."""
+    """Metrics on the validation items -> dict of floats, the same in all processes; UserError."""
     model.eval()
     metrics = ranking_metrics(rank_users(model_scores(model, data, "valid"), data, "valid"))
+    if not metrics["MRR"]:  # even the worst rank has some
+        problem = "every user had the validation item before, so that no model can hit it"
+        raise UserError(f"{data.folder}: {problem}: remove repeated rows")
     values = torch.tensor([*metrics.values()], dtype=torch.float64, device=model.item.weight.device)
     return dict(zip(metrics, (sum_over_processes(values) / process_of()[1]).tolist()))
 
@@ -656,8 +659,9 @@ def train(settings):
     """Train a recommender of a run and write it with its log."""
     join_processes()
     check_model(settings)
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     model = new_model(MODELS[settings.model], settings, data)
+    claim(settings.run)
     print(f"{type(model).__name__} on {data.folder}: {len(data.users):,} users")
     save_model(*train_model(model, data), data)
 

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saerec import (
-    Dataset, Progress, StageSettings, UserError, generator, join_processes, load_artifact,
+    Dataset, Progress, StageSettings, UserError, claim, generator, join_processes, load_artifact,
     pick_device, process_of, run_command, run_dataset, save_artifact, setting, sum_over_processes,
     write_rows, write_table,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
@@ -254,14 +254,17 @@ def encode_all(sae, embeddings):
 def measure(sae, embeddings):
     """(FVU, L0) over embeddings [n, E].
 
-    FVU, the fraction of variance unexplained, is |x - x_hat|^2 / |x - mean(x)|^2; L0 the mean
-    number of positive codes.
+    FVU, the fraction of variance unexplained, is |x - x_hat|^2 / |x - mean(x)|^2, None where all
+    texts are equal; L0 the mean number of positive codes.
     """
     codes = encode_all(sae, embeddings)
     x = sae.standardize(embeddings.to(sae.mean.device))
     x_hat = sae.decode(Codes(*(part.to(x.device) for part in codes)))
-    fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-    return fvu.item(), (codes.values > 0).sum().item() / len(x)
+    variance = (x - x.mean(0)).square().sum()
+    fvu = None
+    if variance > 1e-9 * len(x):  # of equal texts rounding is left
+        fvu = ((x - x_hat).square().sum() / variance).item()
+    return fvu, (codes.values > 0).sum().item() / len(x)
 
 
 def held_out_texts(texts, share):
@@ -341,7 +344,8 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
             line = dict(member=member, step=before + step, loss=loss.item())
             line["train_fvu"] = reconstruction.item()
             log.append(line | dict(fvu=fvu, l0=l0, dead=silent))
-    said = f"FVU {fvu:.3f} (train {reconstruction:.3f})  L0 {l0:.1f}  dead {silent:.1%}"
+    unexplained = "not defined, held-out texts are equal" if fvu is None else f"{fvu:.3f}"
+    said = f"FVU {unexplained} (train {reconstruction:.3f})  L0 {l0:.1f}  dead {silent:.1%}"
     name = f"SAE {member}" if member else "average"
     progress.show(before + s.steps, f"{name}: {said}", keep=True)
     return log
@@ -769,7 +773,7 @@ def load_intents(folder, data, device="cpu"):
 
 def load_corpus(folder, settings):
     """The texts of a run and what may name them -> Corpus. Raises UserError."""
-    data = run_dataset(folder)
+    data = run_dataset(folder, settings.data)
     made_by = f"embed.py --run {folder}"
     embeddings = load_artifact(folder / "embeddings.safetensors", made_by, data)[0]["embeddings"]
     words = []
@@ -789,6 +793,7 @@ def train(settings):
     folder = Path(settings.run)
     corpus = load_corpus(folder, settings)
     settings = resolve(settings, corpus.data.texts)
+    claim(folder)
     texts = f"{len(corpus.embeddings):,} texts of width {corpus.embeddings.shape[1]}"
     print(f"{texts}, {settings.latents} latents, {settings.members} x {settings.steps} steps")
     sae, support, log = train_sae(corpus.embeddings, corpus.held_out, settings)

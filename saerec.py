@@ -19,6 +19,7 @@ studies/ are experiments on the method, tools/ asks and shows a trained run.
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import difflib
 import gzip
@@ -26,11 +27,10 @@ import hashlib
 import json
 import os
 import re
-import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-import unicodedata
 import zipfile
 import zlib
 from pathlib import Path
@@ -45,9 +45,6 @@ import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-RECBOLE = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"  # SHA-256 of wheels
-BOKEH = "f40331a40ca30c64a1c1471835aad9006b61b0d9731a3f649ee8cbbf48d3822f"
-MOVIES = "bokeh_sampledata/_data/movies.db"
 
 
 class UserError(Exception):
@@ -73,6 +70,7 @@ class StageSettings:
     run: str = setting("", "run folder", unit="path", example="runs/ml-100k")
     seed: int = setting(0, "seed of every random choice", low=0, high=2**31 - 1)
     device: str = setting("auto", "auto: a GPU if it is there", choices=("auto", "cpu", "cuda"))
+    data: str = setting("", "dataset folder, if it moved since embed.py read it", unit="path")
 
 
 def option_name(field):
@@ -146,6 +144,8 @@ def run_command(argv, doc, **commands):
     commands: name -> (settings dataclass, function of the settings); an only one is not named.
     """
     started = time.perf_counter()
+    with contextlib.suppress(AttributeError):  # a stream that some program put in its place
+        sys.stdout.reconfigure(errors="backslashreplace")  # of what a console cannot show
     try:
         settings, function = parse(sys.argv[1:] if argv is None else list(argv), doc, commands)
         function(settings)
@@ -154,6 +154,9 @@ def run_command(argv, doc, **commands):
         return leave(0)
     except (UserError, FloatingPointError) as error:  # the latter: training diverged
         problem = str(error)
+    except BrokenPipeError:  # of `| head`: who reads no more wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return leave(141)  # as shells have it
     except OSError as error:
         problem = f"{error}; free or correct it and run again"
     except KeyboardInterrupt:
@@ -255,6 +258,16 @@ def write_atomically(path, write):
         temporary.unlink(missing_ok=True)
 
 
+def claim(folder):
+    """See before long work that its results can be written. Raises UserError."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        problem = f"{folder} cannot be written to ({error})"
+        raise UserError(f"{problem}: name another, or make it writable") from error
+
+
 def write_lines(path, lines):
     """Write an iterable of strings as the lines of a UTF-8 text file, atomically."""
 
@@ -271,8 +284,14 @@ def write_rows(path, rows):
 
 
 def write_table(path, rows):
-    """Write a list of dicts with the same keys as CSV, atomically."""
-    cells = [[f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows]
+    """Write a list of dicts with the same keys as CSV, atomically; None is an empty cell."""
+
+    def cell(value):
+        if isinstance(value, float):
+            return f"{value:.6g}"
+        return "" if value is None else str(value)
+
+    cells = [[cell(value) for value in row.values()] for row in rows]
     write_lines(path, map(",".join, [list(rows[0]), *cells]))
 
 
@@ -394,21 +413,51 @@ class Dataset:
         return np.delete(self.flat, [self.held_out("valid"), self.held_out("test")])
 
 
+PACKED = {b"PK\3\4": "zip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+
+
+def open_plain(path):
+    """Open a plain or gzipped file for its bytes, judged by the first of them. Raises UserError."""
+    file = open(path, "rb")
+    start = file.peek(6)
+    if start.startswith(b"\x1f\x8b"):
+        file.close()
+        return gzip.open(path)
+    for mark, kind in PACKED.items():
+        if start.startswith(mark):
+            file.close()
+            raise UserError(f"{path} is a {kind} archive: unpack it")
+    return file
+
+
 def read_lines(path, digest):
     """Yield (number, line) of a plain or gzipped UTF-8 file, feeding its bytes to a hashlib digest.
 
-    Raises UserError.
+    A byte-order mark at the start of a line is left out. Raises UserError.
     """
     number = 1
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        with open_plain(path) as file:
             for raw in file:
                 digest.update(raw)
-                yield number, raw.decode("utf-8")
+                yield number, raw.decode("utf-8").removeprefix("\ufeff")
                 number += 1
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         remedy = "copy the file again, or save it as UTF-8"
         raise UserError(f"{path} line {number} cannot be read ({error}): {remedy}") from error
+
+
+MISSING = frozenset(("", "na", "n/a", "<na>", "#n/a", "nan", "null", "none"))
+
+
+def check_id(name):
+    """Raises ValueError for what cannot be the id of a user or an item, with the remedy."""
+    if name.strip().lower() in MISSING:
+        raise ValueError(f"id {name!r} is a missing value: remove the line")
+    if len(name.split()) != 1:
+        raise ValueError(f"id {name!r} holds white space: write it without")
+    if re.fullmatch(r"\d+([.,]\d+)?E\+\d+|\d+[.,]\d+E\d+", name, re.I):
+        raise ValueError(f"id {name!r} was rounded by a spreadsheet: export ids as text")
 
 
 def dataset_file(folder, name):
@@ -423,18 +472,25 @@ def dataset_file(folder, name):
 def read_sequences(path, digest):
     """Read sequences.txt -> {user: [item, ...]}. Raises UserError with the line."""
     sequences = {}
+    known = {}  # each id is kept once, however often it occurs
     for number, line in read_lines(path, digest):
         user, *items = line.split() or [""]
+        where = f"{path} line {number}"
         if not items:
-            raise UserError(f"{path} line {number}: no items: remove the line")
+            raise UserError(f"{where}: no items: remove the line")
         if user in sequences:
-            raise UserError(f"{path} line {number}: user {user!r} has a line already: merge them")
-        sequences[user] = [sys.intern(item) for item in items]  # kept once, however often it occurs
+            raise UserError(f"{where}: user {user!r} has a line already: merge them")
+        try:
+            for name in {user, *items} - known.keys():
+                check_id(name)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        sequences[user] = [known.setdefault(item, item) for item in items]
     return sequences
 
 
 def read_texts(path, digest, known):
-    """Yield (item, text, user or "", title or "") of texts.jsonl; known: the ids of sequences.txt.
+    """Yield (line, item, text, user or "", title or "") of texts.jsonl; known: the ids of items.
 
     Raises UserError with the line.
     """
@@ -448,9 +504,53 @@ def read_texts(path, digest, known):
             problem = f'not a JSON object with strings "item", "text" ("user", "title"): {error!r}'
             raise UserError(f"{where}: {problem}: correct the line") from error
         if values[0] not in known:
-            problem = f"item {values[0]!r} is in no sequence: remove the line, or correct the id"
-            raise UserError(f"{where}: {problem}")
-        yield values
+            some = ", ".join(list(known)[:3])
+            problem = f"item {values[0]!r} is in no sequence, where items are {some}"
+            raise UserError(f"{where}: {problem}, ...: remove the line, or correct the id")
+        yield number, *values
+
+
+def keep_texts(path, digest, sequences, held_out, index):
+    """Read texts.jsonl, less what the split forbids -> (texts, their items, titles, counts).
+
+    sequences, held_out: {user: items}; index: {item: 1..V}; counts: {what: how many}. Raises
+    UserError if most reviews are of users about items that they don't have: then the files don't
+    fit together, and what is held out could not be told.
+    """
+    texts = []
+    text_item = []
+    titles = ["", *(f"item {item}" for item in index)]
+    had = {}
+    strange = []
+    reviews = empty = leaking = halves = 0
+    for line, item, given, user, title in read_texts(path, digest, index):
+        text, title = (one.encode("utf-8", "ignore").decode() for one in (given, title))
+        halves += text != given
+        if title or (text and not user):
+            titles[index[item]] = title or " ".join(text.split())[:70]
+        reviews += bool(user)
+        if user and item not in had.setdefault(user, frozenset(sequences.get(user, ()))):
+            strange.append(f"line {line}: {user!r} about {item!r}")
+        if not text.strip():
+            empty += 1
+        elif item in held_out.get(user, ()):
+            leaking += 1
+        else:
+            texts.append(text)
+            text_item.append(index[item])
+    if 2 * len(strange) > reviews:
+        problem = f"{len(strange):,} of {reviews:,} reviews are not of what sequences.txt says"
+        remedy = 'write the same ids in both, or leave "user" out where it is not the author'
+        raise UserError(f"{path}: {problem} that their users had ({strange[0]}, ...): {remedy}")
+    if not texts:
+        raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
+    counts = {
+        "review(s) of what their user has not in sequences.txt kept": len(strange),
+        "text(s) freed of half a character (a lone surrogate)": halves,
+        "empty text(s) left out": empty,
+        "text(s) written in held-out interactions left out": leaking,
+    }
+    return texts, text_item, titles, counts
 
 
 def load_dataset(folder):
@@ -469,46 +569,63 @@ def load_dataset(folder):
         raise UserError(f"{path} has no user with 3 items, which leave-one-out needs: bring more")
     ids = {item for items in sequences.values() for item in items}
     items = ["", *sorted(ids, key=lambda item: (len(item), item))]
-    index = {item: number for number, item in enumerate(items)}
+    index = {item: number for number, item in enumerate(items) if number}
     start = np.cumsum([0] + [len(sequences[user]) for user in kept])
     flat = np.array([index[item] for user in kept for item in sequences[user]], np.int32)
 
-    path = dataset_file(folder, "texts.jsonl")
     digest.update(b"\0")
     held_out = {user: sequences[user][-2:] for user in kept}
-    texts = []
-    text_item = []
-    titles = ["", *(f"item {item}" for item in items[1:])]
-    empty = leaking = 0
-    for item, text, user, title in read_texts(path, digest, ids):
-        if title or (text and not user):
-            titles[index[item]] = title or " ".join(text.split())[:70]
-        if not text.strip():
-            empty += 1
-        elif item in held_out.get(user, ()):
-            leaking += 1
-        else:
-            texts.append(text)
-            text_item.append(index[item])
-    if not texts:
-        raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
-    counts = {
+    path = dataset_file(folder, "texts.jsonl")
+    texts, text_item, titles, counts = keep_texts(path, digest, sequences, held_out, index)
+    counts |= {
         "user(s) with fewer than 3 items left out": len(sequences) - len(kept),
         "item(s) without text kept, with no intents": len(items) - 1 - len(set(text_item)),
-        "empty text(s) left out": empty,
-        "text(s) written in held-out interactions left out": leaking,
     }
-    notes = [f"{count:,} {what}" for what, count in counts.items() if count]
+    notes = [f"{number:,} {what}" for what, number in counts.items() if number]
+    again = sum(sequences[user][-1] in sequences[user][:-1] for user in kept)
+    if 10 * again > len(kept):
+        notes.append(f"{again:,} USERS HAD THEIR LAST ITEM BEFORE, a miss for every model: "
+                     "remove repeated rows, if they are")
+    notes += tie_notes(folder)
     of_texts = (texts, np.array(text_item, np.int32), titles, notes)
     return Dataset(folder, digest.hexdigest()[:16], kept, items, start, flat, *of_texts)
 
 
-def run_dataset(run):
-    """The dataset that a run's embeddings were made from -> Dataset. Raises UserError."""
-    path = Path(run) / "embeddings.safetensors"
-    made_by = f"embed.py --data DATA --run {run}"
-    data = load_dataset(artifact_meta(path, made_by)["settings"]["data"])
-    artifact_meta(path, made_by, data)  # the folder may have changed since
+def tie_notes(folder):
+    """What a dataset folder's maker knew of ties in time -> list of at most one sentence.
+
+    ties.json, if there is one, holds {"pairs", "ties"}: of all pairs of neighbouring interactions
+    of a user, how many have the same time. Raises UserError.
+    """
+    path = folder / "ties.json"
+    if not path.is_file():
+        return []
+    try:
+        row = json.loads(path.read_text("utf-8"))
+        share = row["ties"] / max(row["pairs"], 1)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): delete it") from error
+    said = f"{share:.1%} of neighbouring interactions have the same time"
+    return [f"{said}; a hash of user and item put these in order"]
+
+
+def data_of_run(run, made_by):
+    """The dataset folder that a run's embeddings were made from -> Path. Raises UserError."""
+    meta = artifact_meta(Path(run) / "embeddings.safetensors", made_by)
+    given = Path(meta["settings"]["data"])
+    there = Path(meta.get("folder", given))  # the same, absolute: for who stands elsewhere now
+    return there if there.is_dir() and not given.is_dir() else given
+
+
+def run_dataset(run, folder=""):
+    """The dataset of a run -> Dataset; folder: where it lies now, if it moved. Raises UserError."""
+    made_by = f"embed.py --data {folder or 'DATA'} --run {run}"
+    folder = Path(folder or data_of_run(run, made_by))
+    if not folder.is_dir():
+        problem = f"{run} was made from {folder}, which is not there"
+        raise UserError(f"{problem}: say where it is now by --data FOLDER")
+    data = load_dataset(folder)
+    artifact_meta(Path(run) / "embeddings.safetensors", made_by, data)  # it may be another
     return data
 
 
@@ -580,84 +697,6 @@ def ranking_metrics(ranks):
     return {name: value.mean().item() for name, value in user_metrics(ranks).items()}
 
 
-# Making a dataset folder
-
-
-def write_dataset(out, sequences, rows):
-    """Write a dataset folder and say what is in it -> Dataset. Raises UserError.
-
-    sequences: iterable of (user, items oldest first); rows: iterable of dicts for texts.jsonl, of
-    which those without text, and what is empty in the others, are left out.
-    """
-    rows = ({name: value for name, value in row.items() if value} for row in rows if row["text"])
-    write_rows(Path(out) / "texts.jsonl", rows)
-    write_lines(Path(out) / "sequences.txt", (" ".join([user, *row]) for user, row in sequences))
-    data = load_dataset(out)
-    print(*describe(data), sep="\n")
-    return data
-
-
-def turn_article(title):
-    """"Postino, Il" -> "Il Postino"; the same before another title in parentheses."""
-    return re.sub(r"^(.*?), (The|An?|L[aeo]s?|Il|D[aei][rse]|El|L'|Une?)(?= \(|$)", r"\2 \1", title)
-
-
-def film_keys(title):
-    """The names by which another catalogue may know a film -> list of str, the likeliest first.
-
-    "Hate (Haine, La)" has two; so has what stands before and after a colon, or after somebody's
-    name, if it is of two words or more. Case, accents, articles, spaces and marks don't count.
-    """
-    titles = [turn_article(one) for one in re.split(r" ?\(|\)", title) if one.strip()]
-    parts = [one for one in re.split(r": | – |(?<='s) ", titles[0]) if " " in one]
-    plain = (one.lower().replace("&", "and") for one in [*titles, *parts])
-    return [re.sub(r"^(the|an?) |\W", "", unicodedata.normalize("NFKD", one)) for one in plain]
-
-
-def read_films(database):
-    """Facts of films from movies.db, as bytes -> ({(key, year): facts}, films of each actor).
-
-    Of films of one name and year, the one with the most reviews stays.
-    """
-    query = """select Title, Year, Genre, Director, "Cast", Production, Country, Language, Awards
-               from omdb join tomatoes using (ID) order by Reviews, ID"""
-    base = sqlite3.connect(":memory:")
-    base.deserialize(database)
-    base.row_factory = sqlite3.Row
-    films = [{name: row[name] or "" for name in row.keys()} for row in base.execute(query)]
-    index = {}
-    for film in films:
-        index |= {(key, film["Year"]): film for key in film_keys(film["Title"])}
-    return index, collections.Counter(name for film in films for name in film["Cast"].split(", "))
-
-
-def find_film(index, title, year):
-    """The facts of a film, {} if there are none; catalogues may differ by a year."""
-    keys = film_keys(title)
-    tries = ((key, year + off) for off in (0, -1, 1) for key in keys)
-    return next((index[one] for one in tries if one in index), {})
-
-
-def film_text(genres, facts, films_of):
-    """What is said of a film. Neither title nor year: they would name intents by accident."""
-    genres = genres.replace("Children's", "Children").split()
-    genres += filter(None, facts.get("Genre", "").split(", "))
-    film = ", ".join(dict.fromkeys(genres)) + " film"  # each genre once
-    if not facts:
-        return film + "."
-    by_fame = sorted(facts["Cast"].split(", "), key=lambda name: (-films_of[name], name))
-    film += f" by {facts['Director']}" if facts["Director"] else ""
-    sentences = [
-        ("", film),
-        ("With ", ", ".join(by_fame[:2])),
-        ("", facts["Production"]),
-        ("", facts["Country"]),
-        ("In ", "" if "English" in facts["Language"] else facts["Language"]),
-        ("Won ", "an Oscar" if facts["Awards"].startswith("Won") else ""),
-    ]
-    return ". ".join(start + rest for start, rest in sentences if rest) + "."
-
-
 @dataclasses.dataclass(frozen=True)
 class Prepare:
     """Make a dataset folder of bundled data. For other data, see the scripts in sources/."""
@@ -667,27 +706,13 @@ class Prepare:
 
 
 def prepare(settings):
-    """Write the folder of MovieLens 100K (Harper & Konstan 2015), bundled with RecBole 1.2.1.
-
-    Its texts are facts from Wikidata, bundled with bokeh-sampledata 2026.1; see docs/data.md.
-    """
-    folder = "recbole/dataset_example/ml-100k/ml-100k"
-    members = read_wheel("recbole==1.2.1", RECBOLE, [f"{folder}.inter", f"{folder}.item"])
-    tables = ([line.split("\t") for line in one.decode().splitlines()] for one in members)
-    ratings, films = (rows[1:] for rows in tables)  # the first row names the columns
-    facts_of, films_of = read_films(*read_wheel("bokeh-sampledata==2026.1", BOKEH, [MOVIES]))
-    sequences = {}
-    for user, item, _, _ in sorted(ratings, key=lambda one: (int(one[0]), float(one[3]))):
-        sequences.setdefault(user, []).append(item)
-    rows = []
-    found = 0
-    for item, title, year, genres in films:
-        facts = find_film(facts_of, title, int(year) if year.isdigit() else 0)
-        found += bool(facts)
-        title = turn_article(title) + (f" ({year})" if year.isdigit() else "")
-        rows.append(dict(item=item, title=title, text=film_text(genres, facts, films_of)))
-    write_dataset(settings.out, sequences.items(), rows)
-    print(f"  {found:,} of {len(films):,} films have facts, found by title and year")
+    """Run sources/movielens.py. Raises UserError."""
+    script = HERE / "sources" / "movielens.py"
+    if not script.is_file():
+        raise UserError(f"{script} is missing, which knows MovieLens: restore sources/")
+    status = subprocess.run([sys.executable, script, "--out", settings.out]).returncode
+    if status:
+        sys.exit(status)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saerec import HERE, Progress, UserError, run_command, setting, write_dataset  # noqa: E402
-from sources.common import clean, index_interactions, join_sentences, parse_time  # noqa: E402
+from saerec import HERE, Progress, UserError, run_command, setting  # noqa: E402
+from sources.common import (  # noqa: E402
+    clean, index_interactions, join_sentences, parse_time, write_dataset,
+)  # fmt: skip
 
 import numpy as np  # noqa: E402
 

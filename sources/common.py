@@ -1,14 +1,20 @@
-"""What the sources share: cleaning texts, reading times, putting interactions in order.
+"""What the sources share: clean texts, times, interactions in order, writing a dataset folder.
 
-    from sources.common import clean, index_interactions
+    from sources.common import clean, index_interactions, write_dataset
 """
 
 import array
 import dataclasses
+import hashlib
 import html
 import itertools
+import os
 import re
+import tempfile
 from datetime import datetime, timezone
+from pathlib import Path
+
+from saerec import UserError, claim, describe, load_dataset, write_lines, write_rows
 
 import numpy as np
 
@@ -97,3 +103,38 @@ def index_interactions(rows):
     user, item, line = np.asarray(log).reshape(-1, 3).T
     order = np.lexsort((times, user))  # stable; the last key is the first to sort by
     return Interactions(list(users), list(items), user[order], item[order], line[order])
+
+
+def hash_order(user, item):
+    """A number that has nothing to do with the order of a file, to order ties in time by."""
+    digest = hashlib.blake2b(f"{user} {item}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def write_dataset(out, sequences, rows, ties=None):
+    """Write a dataset folder and say what is in it -> Dataset. Raises UserError, writing nothing.
+
+    sequences: iterable of (user, items oldest first); rows: iterable of dicts for texts.jsonl, of
+    which those without text, and what is empty in the others, are left out; ties: the dict that
+    `tie_notes` reads, None where there are no times.
+    """
+    out = Path(out)
+    claim(out)
+    rows = ({name: value for name, value in row.items() if value} for row in rows if row["text"])
+    with tempfile.TemporaryDirectory(dir=out) as temporary:
+        new = Path(temporary)
+        write_rows(new / "texts.jsonl", rows)
+        write_lines(new / "sequences.txt", (" ".join([user, *row]) for user, row in sequences))
+        if ties:
+            write_rows(new / "ties.json", [ties])
+        try:
+            data = load_dataset(new)
+        except UserError as error:
+            raise UserError(str(error).replace(temporary, str(out))) from error
+        for old in ("sequences.txt.gz", "texts.jsonl.gz", "ties.json"):  # of another version
+            (out / old).unlink(missing_ok=True)
+        for path in new.iterdir():
+            os.replace(path, out / path.name)
+    data = dataclasses.replace(data, folder=out)
+    print(*describe(data), sep="\n")
+    return data

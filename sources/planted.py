@@ -31,7 +31,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saerec import run_command, save_artifact, setting, write_dataset, write_rows  # noqa: E402
+from saerec import run_command, save_artifact, setting, write_rows  # noqa: E402
+from sources.common import write_dataset  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

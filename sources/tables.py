@@ -17,8 +17,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saerec import UserError, read_lines, run_command, setting, write_dataset  # noqa: E402
-from sources.common import clean, index_interactions, join_sentences, parse_time  # noqa: E402
+from saerec import UserError, read_lines, run_command, setting  # noqa: E402
+from sources.common import (  # noqa: E402
+    clean, index_interactions, join_sentences, parse_time, write_dataset,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,7 +168,7 @@ def base_settings(settings):
     words = ["--run", settings.run, *settings.model_flags.split()]
     base, _ = parse(words, __doc__, dict(train=(ModelSettings, None)))
     check_model(ModelSettings(width=base.width, heads=base.heads))
-    for name in ("run", "model", "seed", "device"):
+    for name in ("run", "data", "model", "seed", "device"):
         if getattr(base, name) != getattr(ModelSettings(run=settings.run), name):
             problem = f"--model-flags: --{name} is set for each row by studies/ablate.py itself"
             raise UserError(f"{problem}: leave it out")
@@ -178,7 +178,7 @@ def base_settings(settings):
 def rival_folder(kind, settings):
     """The folder of a rival of a run, made if it is not there -> str. Raises UserError."""
     out = Path(settings.run) / "rivals" / f"{kind}-{settings.seed}"
-    same = {name: getattr(settings, name) for name in ("run", "seed", "device")}
+    same = {name: getattr(settings, name) for name in ("run", "data", "seed", "device")}
     wanted = rivals.RivalSettings(kind=kind, out=str(out), **same)
     if rivals.rival_of(out) != rivals.identity(wanted):
         rivals.make_rival(wanted)
@@ -203,7 +203,7 @@ def finished(path, variant, settings, data):
     folder = path.parent
     again = f"rm {folder}/ablation-*.safetensors; studies/ablate.py --run {folder}"
     tensors, meta = load_artifact(path, again, data)
-    before = meta["settings"] | dict(run=settings.run)  # a run folder may have moved
+    before = meta["settings"] | dict(run=settings.run, data=settings.data)  # both may have moved
     if before != dataclasses.asdict(settings) or meta["variant"] != variant:
         return None
     return tensors["ranks"], meta
@@ -278,7 +278,7 @@ def ablate(settings):
     """Train every row with every seed, going on where an earlier run stopped, and compare."""
     names = chosen_rows(settings.only)
     base = base_settings(settings)
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     results = {name: [] for name in names}
     # A seed for all rows, then the next: what is there when it is interrupted can be compared
     for seed in range(settings.seed, settings.seed + settings.seeds):

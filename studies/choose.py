@@ -60,7 +60,7 @@ def choose(settings):
         if name not in WITH_A_MODEL:
             known = ", ".join(WITH_A_MODEL)
             raise UserError(f"--only: there is no row {name!r}; choose among {known}")
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     base = dataclasses.replace(base_settings(settings), device=settings.device)
     path = Path(settings.run) / "choice.json"
     valid = read_before(path, data)

@@ -304,7 +304,7 @@ def interpret(settings):
     """Measure how well a run's intents can be understood, and write it. Raises UserError."""
     folder = Path(settings.run)
     device = pick_device(settings.device)
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     run = load_run(folder, data, settings.device)
     rows = read_intents(folder)
     model = load_model(folder, "grounded", data, device)

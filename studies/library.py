@@ -77,7 +77,8 @@ def mean_of(dicts):
 def compare(settings):
     """Train libraries in all WAYS by three seeds and write what they are worth."""
     folder = Path(settings.run)
-    base = SaeSettings(run=settings.run, device=settings.device, latents=settings.latents)
+    same = {name: getattr(settings, name) for name in ("run", "data", "device", "latents")}
+    base = SaeSettings(**same)
     corpus = load_corpus(folder, base)
     full = resolve(base, corpus.data.texts)
     rows = []

@@ -91,7 +91,8 @@ def load_run(folder, data, device="cpu"):
     tensors, meta = load_artifact(folder / "sae.safetensors", made_by, data)
     intents, _ = load_artifact(folder / "intents.safetensors", made_by, data)
     try:
-        settings = SaeSettings(**meta["settings"] | dict(run=str(folder), device=device))
+        here = dict(run=str(folder), data=str(data.folder), device=device)
+        settings = SaeSettings(**meta["settings"] | here)
         corpus = load_corpus(folder, settings)
         sae = SAE(settings.latents, settings.active, corpus.embeddings.shape[1])
         sae.load_state_dict(tensors)
@@ -314,7 +315,7 @@ def link(source, target):
 def make_rival(settings):
     """Write the folder of a rival. Raises UserError if something else lies there already."""
     folder = Path(settings.run)
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     out = Path(settings.out)
     there = rival_of(out).get("kind", settings.kind)
     if there != settings.kind:

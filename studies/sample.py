@@ -64,7 +64,7 @@ def sample_lines(rows):
 
 def sample(settings):
     """Draw intents of a run, print them and write them. Raises UserError."""
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     rows = read_intents(settings.run)
     drawn = draw_rows(rows, data, settings.count, settings.seed)
     print(*sample_lines(drawn), sep="\n")

@@ -94,7 +94,7 @@ def train(settings):
     """Train a recommender of a run with a sampled softmax and write it with its log."""
     join_processes()
     check_model(settings)
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     names = [field.name for field in dataclasses.fields(ModelSettings)]
     plain = ModelSettings(**{name: getattr(settings, name) for name in names})
     model = new_model(MODELS[settings.model], plain, data)

@@ -227,7 +227,7 @@ def measure_ranking(trainer, name, data, repeats):
 
 def measure_recommender(settings, device):
     """Seconds per epoch against the loop over prefixes and the floor, and of full ranking."""
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     intents = load_intents(settings.run, data, device)
     repeats = 3 if settings.quick else 7
     steps = 4 if settings.quick else 20
@@ -268,7 +268,7 @@ def read_log(path):
 
 def measure_training(settings, device):
     """Seconds to 95% of SASRec's best validation NDCG@10, from the logs that the run has."""
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     logs = {}
     for name, Model in MODELS.items():
         log = read_log(Path(settings.run) / f"{name}_log.csv")
@@ -287,7 +287,7 @@ def measure_training(settings, device):
 
 def measure_negatives(settings, device):
     """What sampled softmax gains and loses: validation NDCG@10 and seconds, after equal epochs."""
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     epochs = 2 if settings.quick else 12
     tried = (0, 256) if settings.quick else (0, 256, 1024, 4096)
     for negatives in tried:
@@ -360,7 +360,7 @@ def measure_sae(settings, device):
 def measure_embed(settings, device):
     """Texts per second of MiniLM, beside sentence-transformers where that is installed."""
     count = 300 if settings.quick else 2000
-    texts = run_dataset(settings.run).texts[:count]
+    texts = run_dataset(settings.run, settings.data).texts[:count]
     weights = embed.fetch_weights()
     tokenizer, bert = embed.load_encoder(weights, device=device)
 

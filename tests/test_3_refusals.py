@@ -64,8 +64,8 @@ def test_malformed_files(tmp_path, fails):
     packed = gzip.compress((text("a") * 1000).encode())
     (folder / "texts.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     fails(saerec.main, ["check", folder], "texts.jsonl.gz line", "ended before", "copy")
-    (folder / "texts.jsonl.gz").write_bytes(b"not gzip")
-    fails(saerec.main, ["check", folder], "texts.jsonl.gz line 1", "Not a gzipped file")
+    (folder / "texts.jsonl.gz").write_bytes(packed[:2] + b"not gzip")
+    fails(saerec.main, ["check", folder], "texts.jsonl.gz line 1", "copy")
     (folder / "texts.jsonl").write_text(text("a"))
     fails(saerec.main, ["check", folder], "2 of texts.jsonl and texts.jsonl.gz", "remove one")
 

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import sqlite3
+import subprocess
 import zipfile
 
 import pytest
 
 import saerec
+from sources import movielens
 
 INTERACTIONS = """\
 user_id:token	item_id:token	rating:float	timestamp:float
@@ -22,9 +24,11 @@ ITEMS = """\
 item_id:token	movie_title:token_seq	release_year:token	class:token_seq
 1	Usual Suspects, The	1995	Crime Thriller
 3	Postino, Il (The Postman)	1994	Drama
-12	Bread, Love and Envy		Comedy Children's
+12	Bread, Love and Envy (1954)	V	Comedy Children's
 """
-SEQUENCES = {"2": ["12", "1", "3"], "10": ["1", "3", "12"]}
+TIED = {user: sorted(items, key=lambda item: hashlib.blake2b(f"{user} {item}".encode(), digest_size=8).digest())
+        for user, items in (("2", ["1", "3"]), ("10", ["3", "12"]))}  # fmt: skip
+SEQUENCES = {"2": ["12", *TIED["2"]], "10": ["1", *TIED["10"]]}
 ROWS = [
     (
         "1",
@@ -33,7 +37,7 @@ ROWS = [
         "United States. Won an Oscar.",
     ),
     ("3", "Il Postino (The Postman) (1994)", "Drama film by Michael Radford. Italy. In Italian."),
-    ("12", "Bread, Love and Envy", "Comedy, Children film."),
+    ("12", "Bread, Love and Envy (1954)", "Comedy, Children film."),
 ]
 # Title, year, genres, director, cast, country, language, awards, studio, reviews
 FILMS = [
@@ -48,6 +52,7 @@ FILMS = [
     ("Fear", 1996, "", "seldom reviewed", "", "", "", None, None, 3),
     ("Fear", 1996, "", "often reviewed", "", "", "", None, None, 30),
     ("The Remake", 1999, "", "too late", "", "", "", None, None, 9),
+    ("Pokey: The Movie", 1998, "", "of Pokey", "", "", "", None, None, 9),
 ]  # fmt: skip
 
 
@@ -76,19 +81,22 @@ def database():
         ("Fear", 1996, "often reviewed"),  # of two films of one name and year
         ("Wes Craven's Fear", 1996, None),  # a part of one word says too little
         ("Remake, The", 1961, None),
+        ("Pokey", 1998, None),  # it has one word
+        ("Gilligan's Island: The Movie", 1998, None),  # "The Movie" names no film
         ("Fear", 0, None),  # without a year there is no telling
     ],
 )
 def test_films_are_found_by_title_and_year(title, year, director):
-    index, _ = saerec.read_films(database())
-    assert saerec.find_film(index, title, year).get("Director") == director
+    index, _ = movielens.read_films(database())
+    assert movielens.find_film(index, title, year).get("Director") == director
 
 
 def test_keys_of_a_title():
     """The whole titles first; without case, accents, articles, spaces and marks."""
-    assert saerec.film_keys("Hate (Haine, La)") == ["hate", "lahaine"]
-    keys = saerec.film_keys("Léon: The Big & Long Night")
+    assert movielens.film_keys("Hate (Haine, La)") == ["hate", "lahaine"]
+    keys = movielens.film_keys("Léon: The Big & Long Night")
     assert keys == ["leonthebigandlongnight", "bigandlongnight"]
+    assert movielens.film_keys("Gilligan's Island: The Movie") == ["gilligansislandthemovie"]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_keys_of_a_title():
     ],
 )
 def test_articles_stand_before_titles(title, turned):
-    assert saerec.turn_article(title) == turned
+    assert movielens.turn_article(title) == turned
 
 
 FACTS = dict(
@@ -120,25 +128,27 @@ FACTS = dict(
          "War, Drama film by D. With B, A. P. France."),
         ("War", FACTS | {"Genre": "", "Director": "", "Production": "", "Cast": "C"},
          "War film. With C. France. In French, German. Won an Oscar."),
+        ("War", FACTS | {"Cast": "D. Jr.", "Country": "", "Language": "English"},
+         "War, Drama film by D. With D. Jr. P. Won an Oscar."),
         ("War Comedy", {}, "War, Comedy film."),
     ],
 )  # fmt: skip
 def test_what_is_said_of_a_film(genres, facts, expected):
     """Each genre once; of the cast the two in most films, A before C since both are in one."""
-    assert saerec.film_text(genres, facts, {"A": 1, "B": 2, "C": 1}) == expected
+    assert movielens.film_text(genres, facts, {"A": 1, "B": 2, "C": 1, "D. Jr.": 1}) == expected
 
 
 def test_a_film_that_is_not_found_has_no_facts():
-    index, films_of = saerec.read_films(database())
-    facts = saerec.find_film(index, "Nobody Knows It", 1994)
-    assert facts == {} and saerec.film_text("Comedy", facts, films_of) == "Comedy film."
+    index, films_of = movielens.read_films(database())
+    facts = movielens.find_film(index, "Nobody Knows It", 1994)
+    assert facts == {} and movielens.film_text("Comedy", facts, films_of) == "Comedy film."
 
 
 def test_the_two_of_the_cast_that_are_in_most_films():
-    _, films_of = saerec.read_films(database())
+    _, films_of = movielens.read_films(database())
     assert films_of["Kevin Spacey"] == films_of["Gabriel Byrne"] == 2
     facts = dict.fromkeys(("Genre", "Director", "Production", "Country", "Language", "Awards"), "")
-    text = saerec.film_text("Drama", facts | {"Cast": "Anna Actor, Kevin Spacey"}, films_of)
+    text = movielens.film_text("Drama", facts | {"Cast": "Anna Actor, Kevin Spacey"}, films_of)
     assert text == "Drama film. With Kevin Spacey, Anna Actor."
 
 
@@ -149,23 +159,24 @@ def wheels(tmp_path, monkeypatch):
              for kind, content in (("inter", INTERACTIONS), ("item", ITEMS))}  # fmt: skip
     (tmp_path / "downloads").mkdir()
     wheels = {"RECBOLE": ("recbole-1.2.1", files)}
-    wheels["BOKEH"] = ("bokeh_sampledata-2026.1", {saerec.MOVIES: database()})
+    wheels["BOKEH"] = ("bokeh_sampledata-2026.1", {movielens.MOVIES: database()})
     for constant, (name, members) in wheels.items():
         path = tmp_path / "downloads" / f"{name}-py3-none-any.whl"
         with zipfile.ZipFile(path, "w") as archive:
             for member, content in members.items():
                 archive.writestr(member, content)
-        monkeypatch.setattr(saerec, constant, hashlib.sha256(path.read_bytes()).hexdigest())
+        monkeypatch.setattr(movielens, constant, hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(saerec, "HERE", tmp_path)
     return tmp_path / "downloads"
 
 
 def test_prepare_joins_ratings_and_facts(wheels, tmp_path, capsys):
-    """Users by number, ties in time in the file's order, articles before titles, years if known."""
+    """Users by number, ties in time by a hash, articles before titles, years if known."""
     out = tmp_path / "out"
-    assert saerec.main(["prepare", "ml-100k", "--out", str(out)]) == 0
+    assert movielens.main(["--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "2 users, 3 items, 6 interactions" in said and "2 of 3 films have facts" in said
+    assert "50.0% of neighbouring interactions have the same time" in said
     lines = (out / "sequences.txt").read_text().splitlines()
     assert lines == [" ".join([user, *items]) for user, items in SEQUENCES.items()]
     texts = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
@@ -175,9 +186,26 @@ def test_prepare_joins_ratings_and_facts(wheels, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["recbole-1.2.1", "bokeh_sampledata-2026.1"])
 def test_another_wheel_of_that_name_is_refused(wheels, tmp_path, fails, name):
     (wheels / f"{name}-py3-none-any.whl").write_bytes(b"not it")
-    argv = ["prepare", "ml-100k", "--out", tmp_path / "out"]
-    fails(saerec.main, argv, name.split("-")[1], "SHA-256", "delete it")
+    fails(movielens.main, ["--out", tmp_path / "out"], name.split("-")[1], "SHA-256", "delete it")
     assert not (tmp_path / "out").exists()
+
+
+def test_prepare_of_saerec_runs_it(tmp_path, monkeypatch, fails):
+    """The same by the other name; where sources/ were taken away, that is said."""
+    ran = []
+    
+    def run(words):
+        ran.append(words)
+        return subprocess.CompletedProcess(words, 2 * (len(ran) > 1))
+
+    monkeypatch.setattr(saerec.subprocess, "run", run)
+    assert saerec.main(["prepare", "ml-100k", "--out", "there"]) == 0
+    [[_, script, *words]] = ran
+    with pytest.raises(SystemExit, match="2"):  # as the script ended
+        saerec.main(["prepare", "ml-100k"])
+    assert script.samefile(movielens.__file__) and words == ["--out", "there"]
+    monkeypatch.setattr(saerec, "HERE", tmp_path)
+    fails(saerec.main, ["prepare", "ml-100k"], "sources/movielens.py is missing", "restore")
 
 
 def test_other_words_on_the_command_line(fails):

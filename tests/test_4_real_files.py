@@ -1,0 +1,248 @@
+"""What people really bring: files, folders and streams as they are. Said or refused, never silent."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import eval as evaluation
+import model
+import sae
+import saerec
+from conftest import SMALL, copy_run, make_run, text, write_dataset, write_folder
+
+ROOT = Path(saerec.__file__).parent
+BOM = "\ufeff"
+
+
+def review(item, user, words="fine"):
+    return json.dumps({"item": item, "text": f"{words} {item}", "user": user}) + "\n"
+
+
+# Two files joined by id: a failed join must not pass for "nothing to hide"
+
+
+def test_a_byte_order_mark_hides_no_review(tmp_path):
+    """The first user's review of her test item stays out, whichever file has the mark."""
+    texts = text("a") + review("c", "ann") + review("a", "ann")
+    for first, second in ((BOM, ""), ("", BOM), (BOM, BOM)):
+        folder = write_folder(tmp_path / "d", first + "ann a b c\nbob a b c\n", second + texts)
+        data = saerec.load_dataset(folder)
+        assert data.users == ["ann", "bob"] and data.texts == ["text of a", "fine a"]
+        assert "1 text(s) written in held-out interactions left out" in data.notes
+
+
+def test_reviews_of_users_without_a_line_are_counted(tmp_path):
+    reviews = review("a", "ann") + review("a", "zoe") + review("b", "ann")
+    data = saerec.load_dataset(write_folder(tmp_path / "d", "ann a b c d\n", reviews))
+    assert "1 review(s) of what their user has not in sequences.txt kept" in data.notes
+    assert len(data.texts) == 3
+
+
+@pytest.mark.parametrize("number", ["{}.0", "0{}", "u{}"])
+def test_user_ids_written_otherwise_are_refused(tmp_path, fails, number):
+    """Else every held-out review would stay, without a word."""
+    sequences = "".join(f"{user} a b c d\n" for user in range(1, 6))
+    reviews = "".join(review("d", number.format(user)) for user in range(1, 6))
+    folder = write_folder(tmp_path / "d", sequences, reviews)
+    first = number.format(1)
+    fails(saerec.main, ["check", folder], "5 of 5 reviews", "line 1", f"'{first}' about 'd'", "ids")
+
+
+def test_user_ids_renumbered_in_one_file_are_refused(tmp_path, fails):
+    """All of them are users in both files, but not of these items."""
+    sequences = "".join(f"{user} {user}a {user}b {user}c\n" for user in range(5))
+    reviews = "".join(review(f"{user}c", str((user + 1) % 5)) for user in range(5))
+    folder = write_folder(tmp_path / "d", sequences, reviews)
+    fails(saerec.main, ["check", folder], "5 of 5 reviews", "'1' about '0c'", "same ids in both")
+
+
+def test_item_ids_written_otherwise_are_shown_beside_each_other(tmp_path, fails):
+    folder = write_folder(tmp_path / "d", "ann 1.0 2.0 3.0\n", text("1"))
+    fails(saerec.main, ["check", folder], "texts.jsonl line 1", "item '1'", "1.0, 2.0, 3.0")
+
+
+# Ids and texts that are damaged
+
+
+@pytest.mark.parametrize("name", ["NA", "nan", "NULL", "None", "N/A", "9.78E+12", "1,2E+10", "5E+09"])
+def test_damaged_ids(tmp_path, fails, name):
+    remedy = "spreadsheet" if "E+" in name else "remove the line"
+    folder = write_folder(tmp_path / "user", f"ann a b c\n{name} a b c\n", text("a"))
+    fails(saerec.main, ["check", folder], "sequences.txt line 2", repr(name), remedy)
+    folder = write_folder(tmp_path / "item", f"ann a b {name}\n", text("a"))
+    fails(saerec.main, ["check", folder], "sequences.txt line 1", repr(name), remedy)
+
+
+@pytest.mark.parametrize("name", ["Nanette", "1E5", "B00E+", "null_1", "12", "-"])
+def test_ids_that_only_look_damaged(tmp_path, name):
+    folder = write_folder(tmp_path / "d", f"{name} {name} b c\n", text("b"))
+    assert saerec.load_dataset(folder).users == [name]
+
+
+def test_half_a_character_is_cut_out_of_texts(tmp_path):
+    """JSON can hold half of a surrogate pair, UTF-8 cannot: it would be found when writing."""
+    lines = r'{"item": "a", "text": "good \ud83d", "title": "\ude00 A"}' + "\n"
+    lines += r'{"item": "b", "text": "fine \ud83d\ude00"}' + "\n"
+    data = saerec.load_dataset(write_folder(tmp_path / "d", "ann a b c\n", lines))
+    assert data.texts == ["good ", "fine \U0001f600"] and data.titles[1] == " A"
+    assert "1 text(s) freed of half a character (a lone surrogate)" in data.notes
+    "".join(data.texts + data.titles).encode()
+
+
+# Files judged by what they hold
+
+
+def test_compression_is_judged_by_content(tmp_path):
+    sequences, texts = b"ann a b c\n", text("a").encode()
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "sequences.txt.gz").write_bytes(sequences)
+    (folder / "texts.jsonl").write_bytes(gzip.compress(texts))
+    assert saerec.load_dataset(folder).texts == ["text of a"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "bz2", "xz", "zst"])
+def test_other_archives_are_named(tmp_path, fails, kind):
+    folder = write_folder(tmp_path / "d", "ann a b c\n", text("a"))
+    path = folder / "texts.jsonl"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("texts.jsonl", text("a"))
+    else:
+        zstandard = b"\x28\xb5\x2f\xfd\x24\x0a"
+        packed = dict(bz2=bz2.compress(b"x"), xz=lzma.compress(b"x"), zst=zstandard)
+        path.write_bytes(packed[kind])
+    fails(saerec.main, ["check", folder], "texts.jsonl", f"{kind} archive", "unpack it")
+
+
+# Statistics that cannot be
+
+
+def test_fvu_of_texts_that_are_all_equal_is_not_defined(tmp_path, tiny_run):
+    tensors, meta = saerec.load_artifact(tiny_run / "sae.safetensors", "")
+    one = sae.SAE(meta["settings"]["latents"], meta["settings"]["active"], 8)
+    one.load_state_dict(tensors)
+    fvu, l0 = sae.measure(one, torch.ones(5, 8))
+    assert fvu is None and l0 > 0
+
+
+def test_held_out_texts_that_are_all_equal(tmp_path, tiny_data, capsys):
+    """The same run goes on to its end, with an empty cell for what could not be measured."""
+    data = write_dataset(tmp_path / "data")
+    rows = [json.loads(line) for line in (data / "texts.jsonl").read_text().split("\n") if line]
+    held_out = sae.held_out_texts([row["text"] for row in rows], 0.2).tolist()
+    file = tmp_path / "vectors.safetensors"
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.randn(len(rows), 8, generator=random)
+    vectors[torch.tensor(held_out)] = torch.ones(8)
+    safetensors.torch.save_file({"embeddings": vectors}, file)
+    import embed
+
+    words = ["--data", data, "--run", tmp_path / "run", "--embeddings", file]
+    assert embed.main([str(word) for word in words]) == 0
+    make_run(data, tmp_path / "run", stages="sae grounded eval")
+    assert "FVU not defined, held-out texts are equal" in capsys.readouterr().out
+    header, *lines = (tmp_path / "run" / "sae_log.csv").read_text().strip().split("\n")
+    column = header.split(",").index("fvu")
+    assert all(line.split(",")[column] == "" for line in lines)
+
+
+def test_repeated_rows_that_make_every_target_a_miss(tmp_path, capsys, fails):
+    """A table that lists each purchase twice: the last item is in the history already."""
+    data = write_dataset(tmp_path / "data")
+    lines = (data / "sequences.txt").read_text().split("\n")[:-1]
+
+    def repeat(times):
+        rows = [[user, *np.repeat(items, times)] for user, *items in map(str.split, lines)]
+        (data / "sequences.txt").write_text("".join(" ".join(row) + "\n" for row in rows))
+
+    repeat(2)
+    assert saerec.main(["check", str(data)]) == 0
+    assert "24 USERS HAD THEIR LAST ITEM BEFORE" in capsys.readouterr().out
+    make_run(data, tmp_path / "run", stages="embed sasrec eval")
+    assert "100% OF THE USERS HAD THE TEST ITEM BEFORE" in capsys.readouterr().out
+    repeat(3)  # now the validation item, too
+    make_run(data, tmp_path / "other", stages="embed")
+    words = ["--run", tmp_path / "other", "--model", "sasrec", "--epochs", "1"]
+    fails(model.main, words, "every user had the validation item before", "remove repeated rows")
+
+
+# Paths
+
+
+@pytest.fixture
+def moved(tmp_path, tiny_data, monkeypatch):
+    """A run whose data folder was given as seen from tmp_path, which is not where we stand."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("data"), Path("run"), stages="embed")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "run"
+
+
+def test_a_run_is_found_from_another_folder(moved):
+    make_run(None, moved, stages="sae sasrec eval")
+
+
+def test_data_that_moved_are_named(moved, fails, tmp_path, tiny_data):
+    os.rename(tmp_path / "data", tmp_path / "shop")
+    for main in (sae.main, model.main, evaluation.main):
+        fails(main, ["--run", moved], f"{moved} was made from data", "not there", "--data FOLDER")
+    here = ["--run", str(moved), "--data", str(tmp_path / "shop"), "--device", "cpu"]
+    assert sae.main([*here, *SMALL["sae"].split()]) == 0
+    assert model.main([*here, *SMALL["model"].split(), "--model", "sasrec"]) == 0
+    assert evaluation.main(here) == 0
+    other = write_dataset(tmp_path / "other", users=30)
+    fails(sae.main, ["--run", moved, "--data", other], "another dataset than", other, "again")
+
+
+def test_a_run_that_cannot_be_written_is_noticed_before_the_work(tmp_path, tiny_run, fails, monkeypatch):
+    run = copy_run(tiny_run, tmp_path / "run")
+    blocked = PermissionError(13, "Permission denied")
+
+    def refuse(**_):
+        raise blocked
+
+    def work(*_):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(saerec.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(sae, "train_sae", work)
+    monkeypatch.setattr(model, "train_model", work)
+    monkeypatch.setattr(evaluation, "rank_users", work)
+    for main in (sae.main, model.main, evaluation.main):
+        fails(main, ["--run", run], f"{run} cannot be written to", "writable")
+
+
+# Streams and platforms
+
+
+def run_script(*words, **environment):
+    """`python saerec.py WORDS` in a process of its own -> what a shell sees of it."""
+    command = " ".join([sys.executable, str(ROOT / "saerec.py"), *words])
+    pipes = dict(capture_output=True, env=os.environ | environment, cwd=ROOT)
+    return subprocess.run(["bash", "-o", "pipefail", "-c", command], **pipes)
+
+
+def test_a_reader_who_reads_no_more_ends_it_quietly(tiny_data):
+    done = run_script("check", str(tiny_data), "| true")
+    assert done.returncode == 141 and done.stderr == b""
+
+
+def test_a_console_that_cannot_show_every_character(tmp_path):
+    folder = write_folder(tmp_path / "книги", "ann a b c\n", text("a"))
+    done = run_script("check", str(folder), PYTHONIOENCODING="cp1252", PYTHONUTF8="0")
+    assert done.returncode == 0 and rb"\u043a" in done.stdout, done.stderr
