@@ -52,6 +52,7 @@ class SpeedSettings:
     """Measure how fast every stage is, and how time and memory grow."""
 
     run: str = setting("runs/ml-100k", "run folder with embeddings and intents", unit="path")
+    data: str = setting("", "dataset folder, if it moved since embed.py read it", unit="path")
     only: str = setting("", "parts to measure, parted by commas; all if not given")
     quick: bool = setting(False, "fewer sizes and repetitions, no whole training")
     out: str = setting("studies/results/speed.json", "file to write", unit="path")
