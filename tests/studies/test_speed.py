@@ -67,7 +67,7 @@ def test_the_authors_figure_stands_beside_their_data_alone(tiny_run, small, monk
     rows = speed.measure("recommender", settings_of(tiny_run))
     assert not any(row["against"] == authors for row in rows)
     data = dataclasses.replace(saerec.run_dataset(tiny_run), folder=Path("data/beauty"))
-    monkeypatch.setattr(speed, "run_dataset", lambda run: data)
+    monkeypatch.setattr(speed, "run_dataset", lambda *_: data)
     rows = speed.measure("recommender", settings_of(tiny_run))
     assert sum(row["against"] == authors for row in rows) == 4
     for row in rows:
