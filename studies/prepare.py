@@ -74,18 +74,23 @@ def write_files(folder, lines):
 
 
 def measure(folder, options):
-    """Prepare the files of a folder -> (seconds, peak memory in GiB). Raises UserError."""
+    """Prepare the files of a folder -> (seconds, peak memory in GiB or None); UserError."""
     script = HERE / "sources" / "amazon.py"
     files = ["--reviews", folder / "reviews.json", "--meta", folder / "meta.json"]
     command = [sys.executable, script, *files, "--out", folder / "out", *options.split()]
     started = time.perf_counter()
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     problem = job.stderr.read()
-    _, status, usage = os.wait4(job.pid, 0)  # the peak of this process alone
+    peak = None
+    if hasattr(os, "wait4"):  # not on Windows
+        _, status, usage = os.wait4(job.pid, 0)  # the peak of this process alone
+        peak = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    else:
+        status = job.wait()
     seconds = time.perf_counter() - started
     if status:
         raise UserError(f"`sources/amazon.py {options}` failed: {problem.strip()}")
-    return seconds, usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return seconds, peak
 
 
 def run(settings):
@@ -100,7 +105,8 @@ def run(settings):
             size = (folder / "reviews.json").stat().st_size / 1e6
             for options in OPTIONS:
                 seconds, peak = measure(folder, options)
-                speed = f"{seconds:8.1f} {lines / seconds:9,.0f} {peak:9.2f}"
+                said = "unknown" if peak is None else f"{peak:.2f}"
+                speed = f"{seconds:8.1f} {lines / seconds:9,.0f} {said:>9}"
                 print(f"{lines:10,} {size:6.0f}  {options:26} {speed}", flush=True)
 
 

@@ -122,7 +122,9 @@ def read_sheet(path, column):
     usual = csv.field_size_limit(2**31 - 1)  # a text may be longer than the usual 128 KiB
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            parted_by = max(",;\t", key=file.readline().count)  # a spreadsheet may change it
+            file.seek(0)
+            rows = list(csv.DictReader(file, delimiter=parted_by))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         remedy = "give one that `studies/rate.py sheet` wrote"
         raise UserError(f"{path} cannot be read ({error}): {remedy}") from error

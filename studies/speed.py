@@ -80,11 +80,16 @@ def medians(repeats, *functions):
 
 
 def peak_memory(device):
-    """The most memory that this process has held so far, of the GPU if that computes, in GiB."""
+    """The most memory that this process has held so far, of the GPU if that computes, in GiB.
+
+    None on Windows, whose Python does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    import resource  # not on Windows, where everything else works
-
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform == "darwin":  # which counts bytes
         return peak / 2**30
@@ -478,7 +483,11 @@ def measure(part, settings):
         rows = list(PARTS[part](settings, device))
     if not rows or part == "training":  # which reads logs alone
         return rows
-    return [*rows, row(f"peak memory of {part}", peak_memory(device), "GiB")]
+    peak = peak_memory(device)
+    if peak is None:
+        print(f"peak memory of {part}: not measured, this system does not tell", file=sys.stderr)
+        return rows
+    return [*rows, row(f"peak memory of {part}", peak, "GiB")]
 
 
 def measure_apart(part, settings):

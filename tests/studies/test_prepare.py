@@ -31,6 +31,14 @@ def test_table(monkeypatch, capsys):
     assert re.fullmatch(r" +900 +\d+  --text reviews +\d+\.\d +[\d,]+ +\d\.\d\d", row)
 
 
+def test_a_system_that_does_not_tell_how_much_memory(monkeypatch, capsys):
+    """Windows: the rest of the row is there."""
+    monkeypatch.setattr(prepare, "OPTIONS", ("--text reviews",))
+    monkeypatch.delattr(prepare.os, "wait4")
+    assert prepare.main(["--lines", "900"]) == 0
+    assert capsys.readouterr().out.split("\n")[1].endswith(" unknown")
+
+
 def test_wrong_lines(fails):
     fails(prepare.main, ["--lines", "many"], "--lines is 'many'", "50000,100000")
     error = fails(prepare.main, ["--lines", "9"], "`sources/amazon.py --text item` failed")

@@ -82,12 +82,13 @@ def test_any_text_comes_back_as_it_was(tmp_path, tiny_run, long_cells):
         assert row["text 2"] == f'{number},1" {odd}'
     for row in sheet:
         row["answer"] = "1"
-    with open(tmp_path / "filled.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, sheet[0])
-        writer.writeheader()
-        writer.writerows(sheet)
-    answers = rate.read_sheet(tmp_path / "filled.csv", "answer")
-    assert answers.keys() == key.keys()
+    for delimiter in ",;\t":  # a spreadsheet writes what its country is used to
+        with open(tmp_path / "filled.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, sheet[0], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(sheet)
+        answers = rate.read_sheet(tmp_path / "filled.csv", "answer")
+        assert answers.keys() == key.keys()
 
 
 def test_no_intruder_is_asked_for_where_all_intents_share_their_texts(tmp_path, tiny_run):

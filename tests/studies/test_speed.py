@@ -204,6 +204,14 @@ def test_command_without_defaults():
     assert speed.command_of(speed.SpeedSettings()) == "python studies/speed.py"
 
 
+def test_a_system_that_does_not_tell_how_much_memory(tiny_run, small, monkeypatch, capsys):
+    """Windows has no module resource: the other rows are there, and that one is missed aloud."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    rows = speed.measure("negatives", settings_of(tiny_run))
+    assert rows and not any("peak memory" in row["name"] for row in rows)
+    assert "peak memory of negatives: not measured" in capsys.readouterr().err
+
+
 def test_what_is_written(tmp_path, tiny_run, capsys, monkeypatch):
     """A part that only reads logs, in a process of its own."""
     out = tmp_path / "results" / "speed.json"
