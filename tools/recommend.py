@@ -4,6 +4,8 @@
     python tools/recommend.py --run runs/ml-100k --history-titles "Star Wars; Alien" --top 3
     python tools/recommend.py --run runs/ml-100k --user 42 --more romance --less sci-fi
     python tools/recommend.py --run runs/ml-100k --user 42 --model saerec --json
+    python tools/recommend.py --run runs/ml-100k --text "A comedy about robots" --user 42
+    python tools/recommend.py --run runs/ml-100k --all-users --out lists.jsonl
 
 A score is taken apart as its model allows: Grounded's into the item's id and a term per intent,
 SAERec's into what the history, the personal and the public intents bring, SASRec's not at all.
@@ -11,27 +13,37 @@ Steering adds to the score of item v, for a set S of intents,
     strength * sd(scores) * w_v / max w        w_v = sum_(j in S) code_vj / max code_j
 with a minus for --less: the item that has most of what is asked for moves by `strength` standard
 deviations. That needs the items' codes alone, so every model of a run with intents can be steered.
+A new text becomes an item of Grounded that has intents, but no id.
 """
 
 import dataclasses
-import difflib
 import json
-import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    UserError, pick_device, run_command, run_dataset, setting,
+    Progress, UserError, file_hash, option_name, pick_device, run_command, run_dataset, setting,
 )  # fmt: skip
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 
 from eval import history_state, load_model, read_intents, reason_words  # noqa: E402
-from model import MODELS, Reasons  # noqa: E402
-from sae import load_intents  # noqa: E402
+from model import MODELS, Reasons, Rows, SASRec, State, pad_rows, states_after  # noqa: E402
+from sae import SparseRows, load_intents  # noqa: E402
+from tools.asked import find_ids, find_intents, find_titles, text_code, user_items  # noqa: E402
+
+
+TERMS = 3  # of a score that are shown, the largest
+PARTS = {  # how a sentence calls the parts of scores
+    "id": "its own pull (id)",
+    "history": "your history as a whole",
+    "personal": "the personal intents",
+    "public": "the public intents",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +53,9 @@ class RecommendSettings:
     user: str = setting("", "id of a user in the data, all of whose items are taken as known")
     history: str = setting("", "or the ids of items, oldest first, as in 'i1 i7'")
     history_titles: str = setting("", "or their titles, as in 'Toy Story; GoldenEye'")
+    text: str = setting("", "a text: which intents it has, and its place after a history")
+    all_users: bool = setting(False, "ask for every user, into --out")
+    out: str = setting("", "file of --all-users, a JSON line per user; it is gone on with")
     top: int = setting(10, "items to recommend", low=1)
     more: str = setting(
         "", "intents to see more of: numbers, keywords or labels, between commas or semicolons"
@@ -54,95 +69,46 @@ class RecommendSettings:
     device: str = setting("auto", "auto: a GPU if it is there", choices=("auto", "cpu", "cuda"))
 
 
+def given_histories(s):
+    """The options that were given and say what the history is -> list of str."""
+    return [words for words in (s.user, s.history, s.history_titles) if words.strip()]
+
+
+def check_options(s):
+    """Refuse RecommendSettings that don't go together. Raises UserError."""
+    count = len(given_histories(s)) + s.all_users
+    if count > 1 or not (count or s.text.strip()):
+        known = "--user, --history and --history-titles, or --all-users or --text"
+        raise UserError(f"give one of {known}" + (f", not {count}" if count else ""))
+    if s.all_users and not s.out:
+        raise UserError("--out is missing: name a file for the lists, as in --out lists.jsonl")
+    idle = {"out": "without --all-users"}
+    if s.all_users:
+        idle = dict.fromkeys(("text", "json"), "with --all-users")
+    if not count:
+        idle |= dict.fromkeys(("model", "top", "more", "less", "block"), "without a history")
+    if not (s.more or s.less):
+        idle["strength"] = "without --more or --less"
+    for field in dataclasses.fields(s):
+        if field.name in idle and getattr(s, field.name) != field.default:
+            where = f"{option_name(field)} changes nothing {idle[field.name]}"
+            raise UserError(f"{where}: leave it out")
+    if s.text.strip() and s.model != "grounded":
+        problem = f"--text is ranked by --model grounded alone, not {s.model}"
+        raise UserError(f"{problem}, whose items are ids that a new one lacks")
+
+
 # What is asked
-
-
-def find_intents(rows, names):
-    """Numbers of the intents that names mean: a number, a label, a part of labels, or a keyword.
-
-    rows: of intents.jsonl; names: parted by semicolons, or by commas if there is none. What a
-    language model judged to be no intent is not among them. Raises UserError with the nearest.
-    """
-    rows = [row for row in rows if row.get("is_intent", True)]
-    separator = ";" if ";" in names else ","
-    found = []
-    for name in names.split(separator):
-        name = name.strip().lower()
-        hits = [row for row in rows if name in (str(row["intent"]), row["label"].lower())]
-        hits = hits or [row for row in rows if name in row["label"].lower().split(", ")]
-        hits = hits or [row for row in rows if name in map(str.lower, row["keywords"])]
-        if not hits:
-            raise UserError(f"there is no intent {name!r}; the nearest are: {near(name, rows)}")
-        found += [row["intent"] for row in hits]
-    return list(dict.fromkeys(found))
-
-
-def near(name, rows):
-    """The labels and keywords of intents that are nearest to a name -> str."""
-    known = set()
-    for row in rows:
-        known.update([row["label"].lower(), *row["keywords"]])
-    found = difflib.get_close_matches(name, sorted(known), 5, 0.5)
-    return ", ".join(found) or "none is near; see intents.jsonl"
-
-
-def items_by_title(data):
-    """{title in lower case, with its year and without: item}; of equal titles the first counts."""
-    known = {}
-    for item, title in enumerate(data.titles[1:], 1):
-        known.setdefault(title.lower(), item)
-        known.setdefault(re.sub(r"\s*\(\d{4}\)$", "", title.lower()), item)
-    return known
-
-
-def find_titles(data, titles):
-    """Numbers of the items with these titles -> list of 1..V. Raises UserError with the nearest."""
-    known = items_by_title(data)
-    found = []
-    for title in titles:
-        if title.lower() not in known:
-            names = difflib.get_close_matches(title.lower(), known, 5, 0.4)
-            shown = dict.fromkeys(data.titles[known[name]] for name in names)
-            nearest = "; ".join(shown) or "none is near"
-            raise UserError(f"there is no item titled {title!r}; the nearest are: {nearest}")
-        found.append(known[title.lower()])
-    return found
-
-
-def find_ids(data, ids):
-    """Numbers of the items with these ids -> list of 1..V. Raises UserError with the nearest."""
-    known = {name: item for item, name in enumerate(data.items[1:], 1)}
-    for name in ids:
-        if name not in known:
-            nearest = "; ".join(difflib.get_close_matches(name, known, 5, 0.4)) or "none is near"
-            raise UserError(f"there is no item {name!r}; the nearest are: {nearest}")
-    return [known[name] for name in ids]
-
-
-def user_items(data, name):
-    """All items of the user with that id, held-out ones too -> int32 [T]. Raises UserError."""
-    if name not in data.users:
-        found = difflib.get_close_matches(name, data.users, 5, 0.4) or data.users[:3]
-        problem = f"there is no user {name!r} in {data.folder}"
-        raise UserError(f"{problem}; the nearest are: {', '.join(found)}")
-    user = data.users.index(name)
-    return data.flat[data.start[user] : data.start[user + 1]]
 
 
 def asked_history(settings, data):
     """The items that are taken as known, oldest first -> int32 [T]. Raises UserError."""
-    options = (settings.user, settings.history, settings.history_titles)
-    given = [value for value in options if value.strip()]
-    if len(given) != 1:
-        count = f", not {len(given)}" if given else ""
-        raise UserError(f"give one of --user, --history and --history-titles{count}")
     if settings.user.strip():
         return user_items(data, settings.user)
     if settings.history.strip():
         items = find_ids(data, settings.history.split())
     else:
-        titles = settings.history_titles.split(";")
-        items = find_titles(data, [title.strip() for title in titles])
+        items = find_titles(data, settings.history_titles)
     return np.array(items, np.int32)
 
 
@@ -181,7 +147,8 @@ def steer(scores, shift):
 
     The padding item is left out of the deviation.
     """
-    return scores + scores[:, 1:].std(1, keepdim=True) * shift
+    items = scores[:, 1:]
+    return scores + items.std(1, correction=min(1, items.shape[1] - 1), keepdim=True) * shift
 
 
 def wished_shift(codes, wishes, strength):
@@ -204,6 +171,41 @@ def blocked_items(codes, wishes):
     return rows.indices.long()
 
 
+# A new text
+
+
+def add_item(model, code, data):
+    """Give Grounded an item V+1 that has intents, but no id -> the Dataset with it.
+
+    code: SparseRows [2, any], of which row 1 is the item's.
+    """
+    codes = model.codes
+    intents, values = code.row(1)
+    indptr = torch.cat([codes.indptr, codes.indptr[-1:] + len(intents)])
+    indices = torch.cat([codes.indices, intents.to(codes.indices)])
+    values = torch.cat([codes.values, values.to(codes.values)])
+    model.codes = SparseRows(indptr, indices, values, codes.columns)
+    ids = F.pad(model.item.weight.detach(), (0, 0, 0, 1))
+    model.item = torch.nn.Embedding.from_pretrained(ids, padding_idx=0)
+    titles = [*data.titles, "the new item"]
+    return dataclasses.replace(data, items=[*data.items, None], titles=titles)
+
+
+def text_rows(code, rows):
+    """The intents of a text's code, the strongest first -> list of dict for `--json`."""
+    found = []
+    for intent, value in zip(*(part.tolist() for part in code.row(1))):
+        found.append(dict(intent=intent, label=rows[intent]["label"], activation=value))
+    return sorted(found, key=lambda row: -row["activation"])
+
+
+def text_lines(rows):
+    """Which intents a text has, in lines for people."""
+    yield "the text's intents, by activation:" if rows else "the text has none of the intents"
+    for row in rows:
+        yield f"  {row['activation']:5.2f}  {row['label']}"
+
+
 # The answer
 
 
@@ -211,10 +213,12 @@ class Listed(NamedTuple):
     """A recommended item."""
 
     item: int  # 1..V
+    rank: int
     score: float  # the model's own, which the reasons add up to
     steered: float  # what the list is ranked by
     rank_before: int  # its rank by the model's own score
     reasons: Reasons
+    evoked: dict  # {intent: titles that evoke it}, of the largest terms
 
 
 class Answer(NamedTuple):
@@ -232,9 +236,10 @@ def best_first(scores, left_out):
 
 
 def evoked_by(intent, history, codes, titles, decay):
-    """Titles of the two items of a history, int32 [T], that carry an intent most -> list.
+    """Titles of the items of a history, int32 [T], that carry an intent most -> list.
 
-    decay: what a step back in time leaves of an item's code.
+    They are two at most, the second if it has at least half of what the first has; decay: what a
+    step back in time leaves of an item's code.
     """
     items, values = codes.transposed.row(intent)
     code = dict(zip(items.tolist(), values.tolist()))
@@ -242,28 +247,17 @@ def evoked_by(intent, history, codes, titles, decay):
     for age, item in enumerate(reversed(history.tolist())):
         weights.append((code.get(item, 0.0) * decay**age, -age, item))
     strongest = sorted(weights, reverse=True)[:2]
-    return [titles[item] for weight, _, item in strongest if weight > 0]
-
-
-def personal_intents(model, state, history, codes, titles):
-    """The personal intents that a model shows -> list of (intent, strength or None, titles)."""
-    read = history[-model.settings.history :]
-    decay = 1.0  # of a model that attends to the whole history alike
-    if state.r is not None:
-        decay = model.settings.decay
-    personal = []
-    for intent in model.intents_shown(state).get("personal", torch.zeros(0)).tolist():
-        strength = None if state.r is None else float(state.r[0, intent])
-        personal.append((intent, strength, evoked_by(intent, read, codes, titles, decay)))
-    return personal
+    enough = max(strongest[0][0] / 2, 1e-12)
+    return list(dict.fromkeys(titles[item] for weight, _, item in strongest if weight >= enough))
 
 
 @torch.no_grad()
-def answer(model, codes, data, history, top, shift=0.0, left_out=()):
+def answer(model, codes, data, history, top, shift=0.0, left_out=(), always=()):
     """Recommend after a history, int32 [T] -> Answer.
 
     codes: SparseRows [V+1, J], or None for a model without intents; shift: as `steer` takes it, on
-    the CPU; left_out: numbers of items besides those of the history.
+    the CPU; left_out: numbers of items besides those of the history; always: of items that are
+    listed whatever their rank.
     """
     state = history_state(model, history)
     own = model.scores(state, model.item_table())[0].cpu()  # (V+1,)
@@ -271,15 +265,30 @@ def answer(model, codes, data, history, top, shift=0.0, left_out=()):
     out = torch.zeros(len(own), dtype=torch.bool)
     out[[0, *history.tolist(), *left_out]] = True
     before = best_first(own, out)
-    rank = {item: place for place, item in enumerate(before, 1)}
+    rank_before = {item: place for place, item in enumerate(before, 1)}
+    read = history[-model.settings.history :]
+    # A model that attends to the whole history alike fades nothing
+    decay = 1.0 if state.r is None else model.settings.decay
+
+    def sources(intent):
+        return evoked_by(intent, read, codes, data.titles, decay)
+
     listed = []
-    for item in best_first(steered, out)[:top]:
-        reasons = model.reasons(state, item)
-        listed.append(Listed(item, float(own[item]), float(steered[item]), rank[item], reasons))
-    cost = sum(float(own[item]) for item in before[:top]) - sum(one.score for one in listed)
-    personal = personal_intents(model, state, history, codes, data.titles)
-    public = model.intents_shown(state).get("public", torch.zeros(0)).tolist()
-    return Answer(history, personal, public, listed, cost / max(len(listed), 1))
+    for rank, item in enumerate(best_first(steered, out), 1):
+        if rank <= top or item in always:
+            scores = float(own[item]), float(steered[item])
+            reasons = model.reasons(state, item)
+            evoked = {intent: sources(intent) for intent, _ in split_terms(reasons, TERMS)[0]}
+            listed.append(Listed(item, rank, *scores, rank_before[item], reasons, evoked))
+    best = [one.score for one in listed[:top]]
+    cost = float(own[before[:top]].mean()) - sum(best) / len(best) if best else 0.0
+    shown = model.intents_shown(state)
+    personal = []
+    for intent in shown.get("personal", torch.zeros(0)).tolist():
+        strength = None if state.r is None else float(state.r[0, intent])
+        personal.append((intent, strength, sources(intent)))
+    public = shown.get("public", torch.zeros(0)).tolist()
+    return Answer(history, personal, public, listed, cost)
 
 
 def split_terms(reasons, count):
@@ -289,14 +298,24 @@ def split_terms(reasons, count):
     return pairs[:count], sum(value for _, value in pairs[count:])
 
 
-def answer_json(told, data, labels, terms=3):
-    """An Answer as `--json` prints it -> dict. A score is its parts, its terms and the rest."""
+# In JSON
+
+
+def reasons_json(reasons, labels):
+    """What a score is made of, as a dict: it is the sum of its parts, its terms and the rest."""
+    largest, rest = split_terms(reasons, TERMS)
+    terms = [dict(intent=j, label=labels[j], value=value) for j, value in largest]
+    return dict(parts=reasons.parts, terms=terms, rest=rest)
+
+
+def answer_json(told, data, labels):
+    """An Answer as `--json` prints it -> dict."""
     listed = []
-    for rank, one in enumerate(told.listed, 1):
-        shown, rest = split_terms(one.reasons, terms)
-        shown = [dict(intent=j, label=labels[j], value=value) for j, value in shown]
-        row = dict(rank=rank, item=data.items[one.item], title=data.titles[one.item])
-        row |= dict(score=one.score, parts=one.reasons.parts, terms=shown, rest=rest)
+    for one in told.listed:
+        row = dict(rank=one.rank, item=data.items[one.item], title=data.titles[one.item])
+        row |= dict(why=why(one, labels), score=one.score, **reasons_json(one.reasons, labels))
+        for term in row["terms"]:
+            term["evoked_by"] = one.evoked[term["intent"]]
         listed.append(row | dict(rank_before=one.rank_before, steered=one.steered))
     personal = []
     for intent, strength, titles in told.personal:
@@ -309,6 +328,43 @@ def answer_json(told, data, labels, terms=3):
         recommendations=listed,
         cost=told.cost,
     )
+
+
+# In sentences
+
+
+def why(one, labels):
+    """What brings at least a tenth of what speaks for a Listed item, as a sentence -> str.
+
+    First what items of the history evoke; "" for a model that knows no reasons.
+    """
+    parts = one.reasons.parts
+    if tuple(parts) == SASRec.part_names:
+        return ""
+    gain = sum(max(value, 0) for value in [*parts.values(), *one.reasons.terms.tolist()])
+    shared = {}  # the titles that evoke intents -> their labels
+    for intent, value in split_terms(one.reasons, TERMS)[0]:
+        if value >= gain / 10 > 0:
+            shared.setdefault(tuple(one.evoked[intent]), []).append(f'"{labels[intent]}"')
+    foreign = shared.pop((), [])
+    said = []
+    for titles, names in shared.items():
+        share = "shares" if len(titles) == 1 else "share"
+        said.append(f"because you took {listing(titles)}, which {share} {listing(names)}")
+    if foreign:
+        said.append(f"for {listing(foreign)}, which nothing that you took lately has")
+    for name, value in sorted(parts.items(), key=lambda part: -part[1]):
+        if value >= gain / 10 > 0:
+            mostly = "mostly " if value >= gain / 2 else ""
+            said.append(mostly + PARTS[name])
+    sentence = "; ".join(said) or "nothing speaks for it, but more speaks against others"
+    return sentence[0].upper() + sentence[1:]
+
+
+def listing(names):
+    """Names with commas and an `and` -> str."""
+    *some, last = names
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 def wish_lines(wishes, labels):
@@ -325,45 +381,180 @@ def answer_lines(told, wishes, data, labels):
     steered = bool(wishes.more or wishes.less)
     yield "history: " + "; ".join(data.titles[item] for item in told.history[-8:])
     for intent, strength, titles in told.personal:
-        amount = "" if strength is None else f" {strength:.2f}"
+        kind = "attends to" if strength is None else f"personal intent {strength:.2f}"
         source = f"  (from {'; '.join(titles)})" if titles else ""
-        yield f"  personal intent{amount}  {labels[intent]}{source}"
+        yield f"  {kind}  {labels[intent]}{source}"
     if told.public:
         public = "; ".join(labels[intent] for intent in told.public)
         yield f"  public intents (what most people's items share): {public}"
     yield from wish_lines(wishes, labels)
-    for rank, one in enumerate(told.listed, 1):
-        moved = steered and one.rank_before != rank
+    sentences = [why(one, labels) for one in told.listed]
+    if not sentences:
+        yield "nothing is left to recommend"
+    elif not sentences[0]:
+        yield "  no reasons: all that this model knows is the history as a whole"
+    for one, sentence in zip(told.listed, sentences):
+        moved = steered and one.rank_before != one.rank
         was = f" (was {one.rank_before})" if moved else ""
-        yield f"{rank:4} {data.titles[one.item]}{was}"
-        yield f"       {one.score:.2f} = {reason_words(one.reasons, labels)}"
+        yield f"{one.rank:4} {data.titles[one.item]}{was}"
+        if sentence:
+            yield f"       {sentence}"
+        yield f"       {one.score:.2f} = {reason_words(one.reasons, labels, TERMS)}"
     if steered:
         yield f"steering costs {told.cost:.3f} of the list's mean score by the user's own scores"
 
 
+# Lists of all users
+
+
+def lists_header(settings, data):
+    """The first line of a file of lists: what they are made from -> bytes.
+
+    Lists of anything else have another, so that no file is gone on with that holds them.
+    """
+    folder = Path(settings.run)
+    wishes = ("model", "top", "more", "less", "block", "strength")
+    header = dict(dataset=data.hash) | {name: getattr(settings, name) for name in wishes}
+    paths = [folder / f"{settings.model}.safetensors", folder / "intents.jsonl"]
+    header["made_from"] = {path.name: file_hash(path) for path in paths if path.is_file()}
+    return json.dumps(header).encode() + b"\n"
+
+
+def open_lists(path, header):
+    """Open a file of lists to go on with it -> (file, users whose list it has).
+
+    A last line that was half written when the disk or the user stopped it goes. Raises UserError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b")
+    file.seek(0)
+    if not header.startswith(file.readline(len(header))):
+        file.close()
+        problem = f"{path} holds something else than lists of this model, data, --top and wishes"
+        raise UserError(f"{problem}: name another --out, or delete it")
+    file.seek(0)
+    lines = size = 0
+    for line in file:
+        if line.endswith(b"\n"):
+            lines += 1
+            size += len(line)
+    file.truncate(size)
+    if not lines:
+        file.write(header)
+    return file, max(lines - 1, 0)
+
+
+@torch.no_grad()
+def best_of_users(model, table, data, users, top, shift, left_out):
+    """The best items after the whole history of each user -> lists of (item, score, Reasons).
+
+    table: the model's items [V+1, D]; users: int64 [B]; shift, left_out: as for `answer`.
+    """
+    start = torch.from_numpy(data.start)
+    end = start[users + 1]
+    begin = torch.maximum(start[users], end - model.settings.history)
+    rows = Rows(begin, end - begin)
+    flat = torch.from_numpy(data.flat)
+    _, items, _ = pad_rows(rows, torch.arange(len(users)), flat)  # (B, T)
+    state = states_after(model, table, items.long(), rows.length)
+    own = model.scores(state, table)  # (B, V+1)
+    steered = steer(own, torch.as_tensor(shift, device=own.device))
+    seen = [flat[start[user] : start[user + 1]].long() for user in users]
+    seen = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True).to(own.device)
+    steered.scatter_(1, seen, -torch.inf)
+    steered[:, [0, *left_out]] = -torch.inf
+    best = steered.topk(min(top, steered.shape[1]))
+    for row in range(len(users)):
+        one = one_state(state, row)
+        kept = best.indices[row, best.values[row] > -torch.inf]
+        scores = own[row, kept].tolist()
+        yield [(v, score, model.reasons(one, v)) for v, score in zip(kept.tolist(), scores)]
+
+
+def one_state(state, row):
+    """One position of a State, P = 1."""
+    at = slice(row, row + 1)
+    personal = None if state.personal is None else state.personal[at]
+    r = None if state.r is None else state.r[at]
+    return State(state.u[at], state.parts[:, at], personal, r)
+
+
+def write_lists(settings, model, data, labels, shift, left_out):
+    """Write or go on with the lists of all users, a JSON line each. Raises UserError."""
+    path = Path(settings.out)
+    file, done = open_lists(path, lists_header(settings, data))
+    users = torch.arange(done, len(data.users))
+    with file:
+        if not len(users):
+            print(f"{path} is finished: {done:,} users")
+            return
+        if done:
+            print(f"{path}: going on after {done:,} users")
+        table = model.item_table().detach()
+        progress = Progress(len(users), "users")
+        # Few users at a time, so that memory is bounded and little is lost
+        for some in users.split(max(min(2**23 // len(data.items), 256), 1)):
+            found = best_of_users(model, table, data, some, settings.top, shift, left_out)
+            for user, best in zip(some.tolist(), found):
+                items = []
+                for item, score, reasons in best:
+                    row = dict(item=data.items[item], score=score)
+                    items.append(row | reasons_json(reasons, labels))
+                line = json.dumps(dict(user=data.users[user], items=items))
+                file.write(line.encode() + b"\n")
+            file.flush()
+            progress.show(int(some[-1]) + 1 - done)
+    print(f"{path}: {len(data.users):,} users")
+
+
+def say(settings, told, lines):
+    """Print an answer: told, a dict, for programs, or lines for people."""
+    if settings.json:
+        print(json.dumps(told))  # ASCII, which every terminal and pipe can write
+    else:
+        print(*lines, sep="\n")
+
+
 def recommend(settings):
     """Recommend to a user, or after any history, with reasons; steer by intents."""
+    check_options(settings)
     folder = Path(settings.run)
     data = run_dataset(settings.run)
-    model = load_model(folder, settings.model, data, pick_device(settings.device))
-    history = asked_history(settings, data)
+    device = pick_device(settings.device)
+    text = []
+    if settings.text.strip():
+        code = text_code(folder, settings.text, data, device)
+        text = text_rows(code, read_intents(folder))
+        if not given_histories(settings):
+            say(settings, dict(text=text), text_lines(text))
+            return
+    model = load_model(folder, settings.model, data, device)
     wished = settings.more or settings.less
-    if settings.strength != RecommendSettings.strength and not wished:
-        raise UserError("--strength changes nothing without --more or --less: leave it out")
     rows = []
     codes = None
     if model.needs_intents or wished or settings.block:
         rows = read_intents(folder)
         codes = load_intents(folder, data).codes
     labels = [row["label"] for row in rows]
+    always = []
+    if settings.text.strip():
+        data = add_item(model, code, data)
+        codes = model.codes.to("cpu")
+        always = [len(data.items) - 1]
     wishes = asked_wishes(settings, rows)
     shift = wished_shift(codes, wishes, settings.strength) if wished else 0.0
-    left_out = blocked_items(codes, wishes).tolist() if wishes.block else ()
-    told = answer(model, codes, data, history, settings.top, shift, left_out)
-    if settings.json:
-        print(json.dumps(answer_json(told, data, labels), ensure_ascii=False))
-    else:
-        print(*answer_lines(told, wishes, data, labels), sep="\n")
+    left_out = blocked_items(codes, wishes).tolist() if wishes.block else []
+    if settings.all_users:
+        write_lists(settings, model, data, labels, shift, left_out)
+        return
+    history = asked_history(settings, data)
+    told = answer(model, codes, data, history, settings.top, shift, left_out, always)
+    lines = list(answer_lines(told, wishes, data, labels))
+    row = answer_json(told, data, labels)
+    if always:
+        lines = [*text_lines(text), *lines]
+        row |= dict(text=text)
+    say(settings, row, lines)
 
 
 def main(argv=None):

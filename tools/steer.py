@@ -3,8 +3,9 @@
     python tools/steer.py --run runs/ml-100k        -> steering.json
 
 Each user asks for an intent drawn at random, as with `tools/recommend.py --more`. For each
-strength: the share of the ten best items that carry the intent, and NDCG@10 of the ranking. On
-validation items, since test is scored once.
+strength: the share of the ten best items that carry the intent, by how much that share changes for
+an intent that was not asked for, and NDCG@10 of the ranking. On validation items, since test is
+scored once.
 """
 
 import dataclasses
@@ -40,20 +41,43 @@ class SteerSettings(StageSettings):
 
 
 def draw_intents(codes, users, seed):
-    """An intent for each of so many users, among those that any item carries -> int64 [users]."""
-    carried = codes.transposed.indptr.diff().nonzero()[:, 0].cpu()
+    """An intent for each of so many users, among those that any item carries -> int64 [users].
+
+    Raises UserError if there is none.
+    """
+    carried = carried_intents(codes).cpu()
+    if not len(carried):
+        raise UserError("no item carries an intent that could be asked for: run sae.py again")
     return carried[torch.randint(len(carried), (users,), generator=generator(seed, "steering"))]
 
 
-def share_of_top(scores, wanted, seen):
-    """The share of each user's TOP best items that are wanted -> float [B].
+def carried_intents(codes):
+    """The intents that any item carries -> int64 [any]."""
+    return codes.transposed.indptr.diff().nonzero()[:, 0]
 
-    scores: [B, V+1]; wanted: bool [B, V+1]; seen: int64 [B, any], padded with 0, are left out.
+
+def shares_of_top(scores, codes, seen):
+    """The share of each user's TOP best items, or of as many as there are, with each intent.
+
+    scores: [B, V+1]; codes: SparseRows [V+1, J]; seen: int64 [B, any], padded with 0, are left out.
+    -> float [B, J]
     """
     scores = scores.scatter(1, seen, -torch.inf)
     scores[:, 0] = -torch.inf
-    best = scores.topk(TOP).indices
-    return wanted.gather(1, best).float().mean(1)
+    best = scores.topk(min(TOP, scores.shape[1]))
+    listed = best.values > -torch.inf  # (B, TOP)
+    carried = codes.gather(best.indices.flatten()).dense() > 0
+    carried = carried.view(*listed.shape, -1) & listed[:, :, None]  # (B, TOP, J)
+    return carried.sum(1) / listed.sum(1, keepdim=True).clamp_min(1)
+
+
+def off_target(shares, before, asked, carried):
+    """Mean absolute change of the shares of intents that were not asked for -> float [B].
+
+    shares, before: [B, J]; asked: int64 [B]; carried: int64 [any], the intents that are looked at.
+    """
+    change = (shares - before).abs().scatter(1, asked[:, None], 0)
+    return change[:, carried].sum(1) / max(len(carried) - 1, 1)
 
 
 @torch.no_grad()
@@ -64,30 +88,44 @@ def steering_curve(model, codes, data, users, strengths, seed):
     """
     device = model.item.weight.device
     score = model_scores(model, data, "valid")
-    asked = draw_intents(codes, len(users), seed)
-    targets = torch.from_numpy(data.targets("valid")).long()
-    ranks = [[] for _ in strengths]
-    shares = [[] for _ in strengths]
-    for chunk in torch.arange(len(users)).split(max(2**22 // len(data.items), 1)):
-        weights = [F.one_hot(intent, codes.columns).float() for intent in asked[chunk]]
-        shift = torch.stack([intent_shift(codes, weight.to(device)) for weight in weights])
+    asked = draw_intents(codes, len(users), seed).to(device)
+    carried = carried_intents(codes)
+    targets = torch.from_numpy(data.targets("valid")).long().to(device)
+    found = {strength: [] for strength in strengths}  # (ranks, shares, changes) of each chunk
+    cells = max(len(data.items), TOP * codes.columns)  # of a user
+    for chunk in torch.arange(len(users)).split(max(2**22 // cells, 1)):
+        wanted = asked[chunk.to(device)]
+        weights = F.one_hot(wanted, codes.columns).float()
+        shift = torch.stack([intent_shift(codes, weight) for weight in weights])
         seen = [torch.from_numpy(data.history(u, "valid")).long() for u in users[chunk].tolist()]
         seen = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True).to(device)
         own = score(users[chunk])  # (B, V+1), as shift is
-        target = targets[users[chunk]].to(device)
-        for strength, rank, share in zip(strengths, ranks, shares):
+        before = shares_of_top(own, codes, seen)
+        for strength in strengths:
             scores = steer(own, strength * shift)
-            rank.append(target_ranks(scores, target, seen))
-            share.append(share_of_top(scores, shift > 0, seen))
+            rank = target_ranks(scores, targets[users[chunk].to(device)], seen)
+            shares = shares_of_top(scores, codes, seen)
+            share = shares.gather(1, wanted[:, None])[:, 0]
+            found[strength].append((rank, share, off_target(shares, before, wanted, carried)))
     rows = []
-    for strength, rank, share in zip(strengths, ranks, shares):
-        ndcg = ranking_metrics(torch.cat(rank))["NDCG@10"]
-        rows.append(dict(strength=strength, share=torch.cat(share).mean().item(), ndcg=ndcg))
+    for strength, chunks in found.items():
+        rank, share, change = (torch.cat(parts) for parts in zip(*chunks))
+        row = dict(strength=strength, share=share.mean().item(), off_target=change.mean().item())
+        rows.append(row | dict(ndcg=ranking_metrics(rank)["NDCG@10"]))
     return rows
 
 
+def table_lines(rows):
+    """The rows of steering.json in lines for people."""
+    head = f"{'strength':>8}{'top 10 with the intent':>24}{'change of another':>19}"
+    yield head + f"{'validation NDCG@10':>20}"
+    for row in rows:
+        shares = f"{row['share']:>24.1%}{row['off_target']:>19.2%}"
+        yield f"{row['strength']:>8g}{shares}{row['ndcg']:>20.4f}"
+
+
 def read_strengths(words):
-    """The numbers of --strengths -> list of float. Raises UserError."""
+    """The numbers of --strengths, each once -> list of float. Raises UserError."""
     try:
         strengths = [float(word) for word in words.split()]
     except ValueError:
@@ -95,7 +133,7 @@ def read_strengths(words):
     if not strengths or not all(map(math.isfinite, strengths)):
         remedy = "give numbers, as in --strengths '0 0.5 1'"
         raise UserError(f"--strengths is {words!r}, which is no list of numbers: {remedy}")
-    return strengths
+    return list(dict.fromkeys(strengths))
 
 
 def measure(settings):
@@ -109,9 +147,7 @@ def measure(settings):
     order = torch.randperm(len(data.users), generator=generator(settings.seed, "steered users"))
     users = order[: settings.users]
     rows = steering_curve(model, codes, data, users, strengths, settings.seed)
-    print(f"{'strength':>8}{'share of top 10 with the intent':>34}{'validation NDCG@10':>20}")
-    for row in rows:
-        print(f"{row['strength']:>8g}{row['share']:>34.1%}{row['ndcg']:>20.4f}")
+    print(*table_lines(rows), sep="\n")
     report = dict(dataset=data.folder.name, model=settings.model, users=len(users), rows=rows)
     write_lines(folder / "steering.json", [json.dumps(report, indent=1)])
     print(f"written to {folder / 'steering.json'}")

@@ -1,16 +1,22 @@
 """Asking for recommendations with reasons, and steering them."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
+import embed
+import model as recommender
 import saerec
-from conftest import copy_run, make_run
+import sae as autoencoder
+from conftest import SMALL, copy_run, make_run
 from eval import history_state, load_model, read_intents, recommend
 from model import MODELS, Reasons, model_scores
 from sae import SparseRows, load_intents
+from test_embed import write_weights
+from tools import asked
 from tools import recommend as tool
 
 # Item 1 carries intent 0, item 2 both, item 3 none
@@ -66,13 +72,18 @@ def test_wishes_by_hand():
 
 
 def test_what_evokes_an_intent_by_hand():
-    """Item 1's code 2 is two steps old, worth .5 by now; item 2's is 1; item 3 has none."""
+    """Item 1's code 2 is two steps old, worth .5 by now; item 2's is 1; item 3 has none.
+
+    With less than half of the strongest, an item is not named beside it.
+    """
     titles = ["", "one", "two", "three"]
     history = np.array([1, 3, 2], np.int32)
     assert tool.evoked_by(0, history, CODES, titles, 0.5) == ["two", "one"]
+    assert tool.evoked_by(0, history, CODES, titles, 0.49) == ["two"]
     assert tool.evoked_by(0, history, CODES, titles, 1.0) == ["one", "two"]
     assert tool.evoked_by(1, history, CODES, titles, 1.0) == ["two"]
     assert tool.evoked_by(0, history[1:2], CODES, titles, 1.0) == []
+    assert tool.evoked_by(0, np.array([1, 1], np.int32), CODES, titles, 1.0) == ["one"]
 
 
 def test_the_largest_terms_by_hand():
@@ -81,19 +92,83 @@ def test_the_largest_terms_by_hand():
     assert tool.split_terms(reasons, 3)[1] == 0
 
 
+LABELS = ["alien, ridley scott", "romance", "robots", "trains"]
+
+
+def sentence(parts, terms, evoked):
+    """`why` of an item with these parts and terms, {intent: value}."""
+    intents = torch.tensor([*terms], dtype=torch.int64)
+    reasons = Reasons(parts, intents, torch.tensor([*terms.values()]))
+    return tool.why(tool.Listed(1, 1, 0.0, 0.0, 1, reasons, evoked), LABELS)
+
+
+def test_reasons_in_a_sentence_by_hand():
+    """What brings a tenth of the gain, 4 here, is told: .3 of robots is not, nor is any loss."""
+    evoked = {0: ["Alien", "Blade Runner"], 1: ["Titanic"], 2: ["Wall-E"], 3: []}
+    told = sentence({"id": 1.5}, {0: 1.2, 1: 1.0, 2: 0.3}, evoked)
+    both = 'Because you took Alien and Blade Runner, which share "alien, ridley scott"; '
+    assert told == both + 'because you took Titanic, which shares "romance"; its own pull (id)'
+    assert sentence({"id": -1.0}, {2: 0.5, 1: -2.0}, evoked) == (
+        'Because you took Wall-E, which shares "robots"'
+    )
+    same = {1: ["Titanic"], 2: ["Titanic"], 3: ["Titanic"]}
+    assert sentence({"id": 0.0}, {1: 1.0, 2: 1.0, 3: 1.0}, same) == (
+        'Because you took Titanic, which shares "romance", "robots" and "trains"'
+    )
+
+
+def test_a_sentence_says_no_because_where_nothing_evoked_an_intent():
+    told = sentence({"id": 1.5}, {3: 1.0}, {3: []})
+    assert told == 'For "trains", which nothing that you took lately has; mostly its own pull (id)'
+    assert sentence({"id": 2.0}, {}, {}) == "Mostly its own pull (id)"
+    assert sentence({"id": -2.0}, {3: -1.0}, {3: []}).startswith("Nothing speaks for it")
+    assert sentence({"id": 0.0}, {}, {}).startswith("Nothing speaks for it")
+
+
+def test_sentences_on_saerec_and_sasrec():
+    parts = {"history": 1.0, "personal": 0.1, "public": 2.0}
+    assert sentence(parts, {}, {}) == "Mostly the public intents; your history as a whole"
+    assert sentence({"history": 1.0}, {}, {}) == ""  # SASRec's only part is no reason
+
+
+def test_names_hold_marks_themselves_and_the_longest_goes_first():
+    known = {"steins; gate": 1, "steins": 2, "a; b; c": 3, "a": 4, "b": 5}
+    for words, found in {
+        "Steins;Gate": [1],
+        "a; Steins; Gate ;b": [4, 1, 5],
+        "a; b; c; a; b": [3, 4, 5],
+        "Steins; b; gate": [2, 5, None],
+        "c;a": [None, 4],
+    }.items():
+        assert [value for _, value in asked.cut_names(words, ";", known)] == found
+    assert asked.cut_names("a; x", ";", known) == [("a", 4), ("x", None)]
+
+
+def test_names_are_compared_without_case_accents_and_turned_articles():
+    for one, other in {
+        "Am\u00e9lie": "AMELIE",
+        "The Matrix (1999)": "matrix, the (1999)",
+        "L\u00e9on;  a film": "leon; A film",
+        "Stra\u00dfe": "STRASSE",
+    }.items():
+        assert asked.fold(one) == asked.fold(other)
+    assert asked.fold("\u304c") != asked.fold("\u304b")  # the marks of kana make other letters
+
+
 def test_intents_are_found_by_number_label_and_keyword():
     rows = [
         dict(intent=0, label="Space, orbit", keywords=["space", "orbit"]),
         dict(intent=1, label="recipes", keywords=["space", "oven"]),
     ]
-    assert tool.find_intents(rows, "1") == [1]
-    assert tool.find_intents(rows, "oven, orbit") == [1, 0]
-    assert tool.find_intents(rows, "space") == [0]  # in a label, which goes before keywords
-    assert tool.find_intents(rows, "space, orbit;RECIPES") == [0, 1]
+    assert asked.find_intents(rows, "1") == [1]
+    assert asked.find_intents(rows, "oven, orbit") == [1, 0]
+    assert asked.find_intents(rows, "space") == [0]  # in a label, which goes before keywords
+    assert asked.find_intents(rows, "space, orbit;RECIPES") == [0, 1]
+    assert asked.find_intents(rows, "oven,space,orbit") == [1, 0]  # the label as a whole
     rows[0]["is_intent"] = False  # it has no items any more that could be asked for
-    assert tool.find_intents(rows, "space") == [1]
+    assert asked.find_intents(rows, "space") == [1]
     with pytest.raises(saerec.UserError, match="no intent '0'"):
-        tool.find_intents(rows, "0")
+        asked.find_intents(rows, "0")
 
 
 # On a run
@@ -160,7 +235,8 @@ def test_intents_shown_are_the_models(name, ask, tiny_run):
             for age, title in enumerate(reversed(read)):
                 faded[title] = codes[data.titles.index(title), one["intent"]] * decay**age
             largest = sorted(faded, key=faded.get, reverse=True)[:2]  # the later of equal ones
-            assert one["evoked_by"] == [title for title in largest if faded[title] > 0]
+            enough = max(faded[largest[0]] / 2, 1e-9)
+            assert one["evoked_by"] == [title for title in largest if faded[title] >= enough]
             strength = state.r[0, one["intent"]].item() if name == "grounded" else None
             assert one["strength"] == pytest.approx(strength)
             met += len(one["evoked_by"])
@@ -177,11 +253,16 @@ def test_a_user_a_history_and_titles_ask_the_same(ask, tiny_run):
     assert not listed & {one["item"] for one in by_user["history"]}
 
 
-def test_titles_are_found_without_their_year_and_the_first_of_equal_ones(tiny_run):
-    class Two:
-        titles = ["", "Solaris (1972)", "Solaris (2002)", "2001"]
+def test_titles_are_found_without_their_year_and_the_first_of_equal_ones():
+    class Films:
+        titles = [
+            "", "Solaris (1972)", "Solaris (2002)", "2001", "Steins;Gate (2011)", "Th\u00e9", "The",
+            "Gate",
+        ]  # fmt: skip
 
-    assert tool.find_titles(Two, ["solaris", "SOLARIS (2002)", "2001"]) == [1, 2, 3]
+    assert asked.find_titles(Films, "solaris; SOLARIS (2002); 2001") == [1, 2, 3]
+    assert asked.find_titles(Films, "Gate; steins; gate; 2001;Steins;Gate (2011)") == [7, 4, 3, 4]
+    assert asked.find_titles(Films, "th\u00e9;the") == [5, 6]  # an accent is heeded if it decides
 
 
 def densest(run):
@@ -245,6 +326,7 @@ def test_what_people_read(tiny_run, capsys):
     out = capsys.readouterr().out
     assert f"more of: {label}" in out and "(was " in out and "steering costs" in out
     assert " = id " in out and "history: Thing" in out and "(from Thing" in out
+    assert "       Because you took Thing" in out
     assert tool.main([*common, "--less", str(intent), "--block", str(intent)]) == 0
     out = capsys.readouterr().out
     assert f"less of: {label}" in out and f"without: {label}" in out
@@ -252,8 +334,46 @@ def test_what_people_read(tiny_run, capsys):
     out = capsys.readouterr().out
     assert " = history " in out and "  personal " in out and "  public intents (what most" in out
     assert "steering" not in out and "(was " not in out
+    assert "your history as a whole" in out
+    for user in range(12):
+        assert tool.main([*common[:2], "--user", f"u{user}", "--model", "saerec"]) == 0
+    assert "  attends to  " in capsys.readouterr().out
     assert tool.main([*common, "--model", "sasrec", "--top", "2"]) == 0
-    assert "intent" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "intent" not in out and out.count("no reasons") == 1
+    items = " ".join(saerec.run_dataset(tiny_run).items[1:])
+    assert tool.main([*common[:2], "--history", items]) == 0
+    assert "nothing is left to recommend" in capsys.readouterr().out
+
+
+def test_reasons_name_what_carries_the_intent(ask, tiny_run):
+    """Each title in `why` is of the history and has the intent that it is said to share."""
+    data = saerec.run_dataset(tiny_run)
+    codes = dense_codes(tiny_run)
+    met = 0
+    for user in data.users[:6]:
+        got = ask("--user", user)
+        titles = {one["title"] for one in got["history"]}
+        for one in got["recommendations"]:
+            for term in one["terms"]:
+                evoking = [title for title in term["evoked_by"] if f"took {title}" in one["why"]]
+                assert set(term["evoked_by"]) <= titles
+                for title in evoking:
+                    assert codes[data.titles.index(title), term["intent"]] > 0
+                met += bool(evoking)
+            assert one["why"]
+    assert met
+
+
+def test_json_is_one_line_of_ascii(tiny_run, monkeypatch, capsys):
+    """So that a pipe with any encoding can carry it."""
+    data = saerec.run_dataset(tiny_run)
+    titles = [f"{title} \u4e03\u4eba" for title in data.titles]
+    monkeypatch.setattr(tool, "run_dataset", lambda *_: dataclasses.replace(data, titles=titles))
+    assert tool.main(["--run", str(tiny_run), "--user", "u3", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii() and out.count("\n") == 1
+    assert json.loads(out)["history"][0]["title"].endswith("\u4e03\u4eba")
 
 
 def test_many_intents_of_a_word_are_counted():
@@ -279,6 +399,230 @@ def test_what_was_judged_no_intent_can_still_be_asked_around(tmp_path, tiny_run,
     fails(tool.main, ["--run", run, "--user", "u3", "--more", "0"], "there is no intent '0'")
 
 
+# A new text
+
+
+@pytest.fixture(scope="module")
+def encoded_run(tiny_data, tmp_path_factory):
+    """A run of the tiny dataset whose texts a tiny encoder embedded."""
+    folder = tmp_path_factory.mktemp("encoded")
+    weights = write_weights(folder / "weights")[0]
+    run = folder / "run"
+    command = ["--data", tiny_data, "--run", run, "--weights", weights, "--max-tokens", 16]
+    assert embed.main([str(word) for word in [*command, "--device", "cpu"]]) == 0
+    common = ["--run", str(run), "--device", "cpu"]
+    assert autoencoder.main([*common, *SMALL["sae"].split()]) == 0
+    assert recommender.main([*common, *SMALL["model"].split()]) == 0
+    return run
+
+
+def items_with_intents(run, data):
+    """Items that carry intents -> list of 1..V; each item of the tiny dataset has one text."""
+    return [v for v in range(1, len(data.items)) if dense_codes(run)[v].any()]
+
+
+def test_a_text_has_the_intents_of_the_item_that_it_is_the_text_of(encoded_run, ask, capsys):
+    data = saerec.run_dataset(encoded_run)
+    codes = dense_codes(encoded_run)
+    for item in items_with_intents(encoded_run, data)[:5]:
+        text = data.texts[data.text_item.tolist().index(item)]
+        got = ask("--text", text, run=encoded_run)["text"]
+        assert {one["intent"] for one in got} == set(codes[item].nonzero()[:, 0].tolist())
+        for one in got:
+            assert one["activation"] == pytest.approx(codes[item, one["intent"]].item(), abs=1e-5)
+            assert one["label"] == read_intents(encoded_run)[one["intent"]]["label"]
+        activations = [one["activation"] for one in got]
+        assert activations == sorted(activations, reverse=True)
+    assert tool.main(["--run", str(encoded_run), "--text", text, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "the text's intents" in out and f"{got[0]['activation']:.2f}  {got[0]['label']}" in out
+
+
+def test_a_new_item_scores_as_one_with_its_text_does_without_its_id(encoded_run, ask, capsys):
+    data = saerec.run_dataset(encoded_run)
+    model = load_model(encoded_run, "grounded", data)
+    history = data.flat[data.start[3] : data.start[4]]
+    state = history_state(model, history)
+    scores = model.scores(state, model.item_table())[0].detach()
+    for item in items_with_intents(encoded_run, data)[:5]:
+        text = data.texts[data.text_item.tolist().index(item)]
+        got = ask("--text", text, "--user", data.users[3], "--top", 2, run=encoded_run)
+        new = [one for one in got["recommendations"] if one["title"] == "the new item"]
+        [new] = new
+        expected = (scores[item] - model.item.weight[item] @ state.u[0]).item()
+        assert new["item"] is None and new["score"] == pytest.approx(expected, abs=1e-4)
+        others = [v for v in range(1, len(data.items)) if v not in history]
+        assert new["rank"] == 1 + sum(scores[v].item() > expected for v in others)
+        assert new["parts"] == {"id": 0.0}
+        value = sum(term["value"] for term in new["terms"]) + new["rest"]
+        assert value == pytest.approx(expected, abs=1e-4)
+        plain = ask("--user", data.users[3], "--top", 2, run=encoded_run)["recommendations"]
+        listed = [one["item"] for one in got["recommendations"] if one["item"]]
+        assert listed == [one["item"] for one in plain][: len(listed)] and len(listed) in (1, 2)
+    arguments = ["--run", encoded_run, "--text", text, "--user", "u3", "--device", "cpu"]
+    assert tool.main([str(word) for word in arguments]) == 0
+    out = capsys.readouterr().out
+    assert "the text's intents" in out and f"{new['rank']:4} the new item" in out
+
+
+def test_a_new_item_is_steered_as_the_others_are(encoded_run, ask):
+    data = saerec.run_dataset(encoded_run)
+    item = items_with_intents(encoded_run, data)[0]
+    text = data.texts[data.text_item.tolist().index(item)]
+    intent = ask("--text", text, run=encoded_run)["text"][0]["intent"]
+    common = ("--text", text, "--user", "u3", "--top", 1)
+    found = {}
+    for wish in ("--more", "--less", "--block"):
+        got = ask(*common, wish, intent, run=encoded_run)["recommendations"]
+        found[wish] = [one for one in got if one["item"] is None]
+    assert found["--block"] == []
+    assert found["--more"][0]["steered"] > found["--more"][0]["score"]
+    assert found["--less"][0]["steered"] < found["--less"][0]["score"]
+
+
+def test_what_was_judged_no_intent_is_none_of_a_text(encoded_run, tmp_path, ask):
+    data = saerec.run_dataset(encoded_run)
+    item = items_with_intents(encoded_run, data)[0]
+    text = data.texts[data.text_item.tolist().index(item)]
+    found = [one["intent"] for one in ask("--text", text, run=encoded_run)["text"]]
+    run = copy_run(encoded_run, tmp_path / "run")
+    for judged in (found[:1], range(len(read_intents(run)))):
+        tensors, meta = saerec.load_artifact(run / "intents.safetensors", "")
+        tensors["is_intent"][[*judged]] = False
+        saerec.write_artifact(run / "intents.safetensors", tensors, meta)
+        got = ask("--text", text, run=run)["text"]
+        assert [one["intent"] for one in got] == [j for j in found if j not in judged]
+    assert list(tool.text_lines(got)) == ["the text has none of the intents"]
+
+
+def test_fetching_the_encoder_leaves_stdout_alone(encoded_run, tmp_path, monkeypatch, capsys):
+    """Its notes go to stderr: stdout may be read by a program."""
+    run = copy_run(encoded_run, tmp_path / "run", "embeddings.safetensors")
+    tensors, meta = saerec.load_artifact(run / "embeddings.safetensors", "")
+    weights = meta["settings"]["weights"]
+    meta["settings"]["weights"] = ""  # the encoder that is fetched
+    saerec.write_artifact(run / "embeddings.safetensors", tensors, meta)
+
+    def fetch():
+        print("fetching")
+        return saerec.Path(weights)
+
+    monkeypatch.setattr(asked, "fetch_weights", fetch)
+    data = saerec.run_dataset(run)
+    assert asked.run_encoder(run, data, "cpu")[2] == 16
+    got = capsys.readouterr()
+    assert got.out == "" and "fetching" in got.err
+
+
+def test_texts_that_cannot_be_read(encoded_run, tiny_run, tmp_path, fails):
+    text = ["--text", "a thing", "--device", "cpu"]
+    fails(tool.main, ["--run", tiny_run, *text], "embeddings from provided", "embed.py has encoded")
+    for name in ("saerec", "sasrec"):
+        command = ["--run", tiny_run, *text, "--user", "u3", "--model", name]
+        fails(tool.main, command, f"--model grounded alone, not {name}")
+    run = copy_run(encoded_run, tmp_path / "run")
+    (run / "sae.safetensors").unlink()
+    fails(tool.main, ["--run", run, *text], "sae.safetensors is missing", "sae.py --run")
+    run = copy_run(encoded_run, tmp_path / "other")
+    tensors, meta = saerec.load_artifact(run / "embeddings.safetensors", "")
+    meta["settings"]["weights"] = str(write_weights(tmp_path / "weights", old=True)[0])
+    saerec.write_artifact(run / "embeddings.safetensors", tensors, meta)
+    wrong = "model.safetensors is not what"
+    fails(tool.main, ["--run", run, *text], wrong, "was embedded with", "run all stages again")
+
+
+# Lists of all users
+
+
+def read_lists(path):
+    """The lists of a file -> {user: items}; the first line is on what they are made from."""
+    rows = [json.loads(line) for line in path.read_text("ascii").splitlines()]
+    assert "made_from" in rows[0]
+    return {row["user"]: row["items"] for row in rows[1:]}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lists_of_all_users_are_those_of_each(name, ask, tiny_run, tmp_path, capsys):
+    data = saerec.run_dataset(tiny_run)
+    intents = sorted(row["intent"] for row in read_intents(tiny_run))
+    wishes = ["--more", f"{intents[0]}", "--block", f"{intents[1]}", "--strength", "3"]
+    for number, flags in enumerate(([], wishes)):
+        path = tmp_path / "new" / f"{number}.jsonl"
+        common = ["--model", name, "--top", "4", *flags]
+        command = ["--run", str(tiny_run), *common, "--all-users", "--out", str(path)]
+        assert tool.main([*command, "--device", "cpu"]) == 0
+        out = capsys.readouterr().out
+        assert "users 24/24" in out and f"{path}: 24 users" in out
+        lists = read_lists(path)
+        assert list(lists) == data.users
+        for user in data.users[:8]:
+            expected = ask("--user", user, *common)["recommendations"]
+            assert [one["item"] for one in lists[user]] == [one["item"] for one in expected]
+            for one, single in zip(lists[user], expected, strict=True):
+                assert one["score"] == pytest.approx(single["score"], abs=1e-4)
+                assert one["parts"] == pytest.approx(single["parts"], abs=1e-4)
+                assert one["rest"] == pytest.approx(single["rest"], abs=1e-4)
+                for term, told in zip(one["terms"], single["terms"], strict=True):
+                    assert term == pytest.approx({key: told[key] for key in term}, abs=1e-4)
+
+
+def test_lists_are_as_long_as_what_is_left(tiny_run, tmp_path):
+    data = saerec.run_dataset(tiny_run)
+    path = tmp_path / "lists.jsonl"
+    command = ["--run", tiny_run, "--all-users", "--out", path, "--top", 1000, "--device", "cpu"]
+    assert tool.main([str(word) for word in command]) == 0
+    for user, items in enumerate(read_lists(path).values()):
+        seen = {data.items[v] for v in data.flat[data.start[user] : data.start[user + 1]]}
+        assert {one["item"] for one in items} == set(data.items[1:]) - seen
+
+
+def test_lists_that_were_interrupted_are_gone_on_with(tiny_run, tmp_path, capsys, monkeypatch):
+    """Wherever the file ends, the same lists come of it; a finished one stays untouched."""
+    path = tmp_path / "lists.jsonl"
+    common = ["--run", tiny_run, "--all-users", "--top", 2, "--device", "cpu"]
+    command = [str(word) for word in [*common, "--out", path]]
+    assert tool.main(command) == 0
+    whole = path.read_bytes()
+    ends = [number + 1 for number, byte in enumerate(whole) if byte == ord("\n")]
+    for size in (0, 10, ends[0] - 1, ends[0], ends[0] + 5, ends[7], ends[7] + 30, ends[-1] - 1):
+        path.write_bytes(whole[:size])
+        capsys.readouterr()
+        assert tool.main(command) == 0
+        out = capsys.readouterr().out
+        assert read_lists(path).keys() == {f"u{user}" for user in range(24)}
+        assert path.read_bytes().splitlines()[0] == whole.splitlines()[0]
+        done = max(sum(end <= size for end in ends) - 1, 0)
+        assert (f"going on after {done} users" in out) == bool(done)
+        assert f"users {24 - done}/{24 - done}" in out
+        lists = read_lists(path)
+        assert [len(items) for items in lists.values()] == [2] * 24
+    before = path.read_bytes()
+    assert tool.main(command) == 0
+    assert f"{path} is finished: 24 users" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+def test_lists_of_other_settings_or_models_are_not_gone_on_with(tiny_run, tmp_path, fails):
+    path = tmp_path / "lists.jsonl"
+    run = copy_run(tiny_run, tmp_path / "run")
+    common = ["--run", run, "--all-users", "--out", path, "--device", "cpu"]
+    assert tool.main([str(word) for word in common]) == 0
+    whole = path.read_bytes()
+    for flags in (["--top", 3], ["--model", "saerec"], ["--more", "0"], ["--block", "0"]):
+        fails(tool.main, [*common, *flags], f"{path} holds something else than lists", "another --out")
+    tensors, meta = saerec.load_artifact(run / "grounded.safetensors", "")
+    tensors["intent"] *= 2
+    saerec.write_artifact(run / "grounded.safetensors", tensors, meta)
+    fails(tool.main, common, f"{path} holds something else")
+    assert path.read_bytes() == whole
+    path.write_bytes(b"my only copy")  # without a line end, but no half-written line of ours
+    fails(tool.main, common, f"{path} holds something else")
+    assert path.read_bytes() == b"my only copy"
+
+
+# Refusals
+
+
 def test_questions_that_cannot_be_answered(fails, tiny_run):
     def refuses(arguments, *words):
         fails(tool.main, ["--run", tiny_run, "--device", "cpu", *arguments], *words)
@@ -291,9 +635,17 @@ def test_questions_that_cannot_be_answered(fails, tiny_run):
     refuses(["--history", "i1 i999"], "no item 'i999'", "i9")
     refuses(["--history", "i1 ~"], "no item '~'", "none is near")
     refuses(["--history-titles", "Thing 1; Thong 2"], "no item titled 'Thong 2'", "Thing 2")
+    refuses(["--history-titles", "Thing 1; "], "no item titled ''")
     refuses(["--history-titles", "~"], "no item titled '~'", "none is near")
     refuses(["--user", "u1", "--more", "spacee"], "no intent 'spacee'", "space")
     refuses(["--user", "u1", "--block", "zzzzzzzz"], "no intent 'zzzzzzzz'", "intents.jsonl")
-    refuses(["--user", "u1", "--strength", "2"], "--strength changes nothing")
+    refuses(["--user", "u1", "--strength", "2"], "--strength changes nothing without --more")
+    refuses(["--user", "u1", "--all-users", "--out", "x"], "give one of", "not 2")
+    refuses(["--all-users"], "--out is missing")
+    refuses(["--user", "u1", "--out", "x"], "--out changes nothing without --all-users")
+    refuses(["--all-users", "--out", "x", "--json"], "--json changes nothing with --all-users")
+    refuses(["--all-users", "--out", "x", "--text", "y"], "--text changes nothing with --all-users")
+    for flag in (["--model", "saerec"], ["--top", 3], ["--more", "1"], ["--block", "1"]):
+        refuses(["--text", "y", *flag], f"{flag[0]} changes nothing without a history")
     refuses(["--user", "u1", "--model", "other"], "--model is 'other'", "grounded")
     fails(tool.main, ["--user", "u1"], "--run is missing", "runs/ml-100k")

@@ -1,0 +1,172 @@
+"""What the words of a question mean: titles and ids are items, names and texts are intents."""
+
+import contextlib
+import difflib
+import re
+import sys
+import unicodedata
+from pathlib import Path
+
+from saerec import UserError, artifact_meta, file_hash, load_artifact, turn_article
+
+import torch
+
+from embed import FILES, fetch_weights, load_encoder
+from sae import SAE, encode_all, item_codes
+
+# Names
+
+
+def fold(name):
+    """A name for comparison -> str: case, accents, spaces and a turned article don't count."""
+    name = turn_article(name.title()).casefold()
+    plain = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", name))
+    spaced = re.sub(r"\s*([;,])\s*|\s+", r"\1 ", plain).strip()
+    return unicodedata.normalize("NFC", spaced)
+
+
+def cut_names(words, marks, known):
+    """Cut words at marks, but not within a known name that holds one: the longest goes first.
+
+    known: {name in lower case or as `fold` has it: value} -> list of (name, value or None)
+    """
+    most = max((sum(map(name.count, marks)) for name in known), default=0)
+    pieces = re.split(f"([{marks}])", words)  # a name, a mark, a name, ...
+    found = []
+    begin = 0
+    while begin < len(pieces):
+        for stop in range(min(begin + 2 * most + 1, len(pieces)), begin, -2):
+            name = "".join(pieces[begin:stop]).strip()
+            value = known.get(name.lower(), known.get(fold(name)))
+            if value is not None:
+                break
+        found.append((name, value))
+        begin = stop + 1
+    return found
+
+
+def intents_by_name(rows):
+    """{name: intents}, of rows of intents.jsonl; what is judged to be no intent is not among them.
+
+    A number or a label goes before a part of labels, and that before a keyword.
+    """
+    exact = {}
+    parts = {}
+    keywords = {}
+    for row in rows:
+        if row.get("is_intent", True):
+            label = row["label"]
+            for name in (str(row["intent"]), label):
+                exact.setdefault(fold(name), []).append(row["intent"])
+            for name in label.split(", "):
+                parts.setdefault(fold(name), []).append(row["intent"])
+            for name in row["keywords"]:
+                keywords.setdefault(fold(name), []).append(row["intent"])
+    return keywords | parts | exact
+
+
+def find_intents(rows, names):
+    """Numbers of the intents that names mean: a number, a label, a part of labels, or a keyword.
+
+    rows: of intents.jsonl; names: parted by semicolons or commas, which labels may hold too. Raises
+    UserError with the nearest.
+    """
+    known = intents_by_name(rows)
+    found = []
+    for name, intents in cut_names(names, ";,", known):
+        if intents is None:
+            near = difflib.get_close_matches(fold(name), sorted(known), 5, 0.5)
+            nearest = "; ".join(near) or "none is near; see intents.jsonl"
+            raise UserError(f"there is no intent {name!r}; the nearest are: {nearest}")
+        found += intents
+    return list(dict.fromkeys(found))
+
+
+def items_by_title(data):
+    """{title in lower case, then folded, with its year and without: item}; the first counts."""
+    known = {}
+    titles = list(enumerate(data.titles[1:], 1))
+    for item, title in titles:
+        known.setdefault(title.lower(), item)
+    for item, title in titles:
+        known.setdefault(fold(title), item)
+    for item, title in titles:
+        known.setdefault(fold(re.sub(r"\s*\(\d{4}\)$", "", title)), item)
+    return known
+
+
+def find_titles(data, words):
+    """Numbers of the items with titles parted by semicolons -> list of 1..V.
+
+    Raises UserError with the nearest.
+    """
+    known = items_by_title(data)
+    found = cut_names(words, ";", known)
+    for title, item in found:
+        if item is None:
+            names = difflib.get_close_matches(fold(title), known, 5, 0.4)
+            shown = dict.fromkeys(data.titles[known[name]] for name in names)
+            nearest = "; ".join(shown) or "none is near"
+            raise UserError(f"there is no item titled {title!r}; the nearest are: {nearest}")
+    return [item for _, item in found]
+
+
+def find_ids(data, ids):
+    """Numbers of the items with these ids -> list of 1..V. Raises UserError with the nearest."""
+    known = {name: item for item, name in enumerate(data.items[1:], 1)}
+    for name in ids:
+        if name not in known:
+            nearest = "; ".join(difflib.get_close_matches(name, known, 5, 0.4)) or "none is near"
+            raise UserError(f"there is no item {name!r}; the nearest are: {nearest}")
+    return [known[name] for name in ids]
+
+
+def user_items(data, name):
+    """All items of the user with that id, held-out ones too -> int32 [T]. Raises UserError."""
+    if name not in data.users:
+        found = difflib.get_close_matches(name, data.users, 5, 0.4) or data.users[:3]
+        problem = f"there is no user {name!r} in {data.folder}"
+        raise UserError(f"{problem}; the nearest are: {', '.join(found)}")
+    user = data.users.index(name)
+    return data.flat[data.start[user] : data.start[user + 1]]
+
+
+# Texts
+
+
+def run_encoder(folder, data, device):
+    """What a run's texts were embedded with -> (WordPiece, Bert, most tokens). Raises UserError."""
+    meta = artifact_meta(folder / "embeddings.safetensors", f"embed.py --run {folder}", data)
+    made_by = meta["encoder"]
+    if not set(FILES) <= set(made_by):
+        problem = f"{folder} has embeddings from {made_by['name']}, which embeds no new text"
+        raise UserError(f"{problem}: --text needs a run whose texts embed.py has encoded")
+    settings = meta["settings"]
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
+        weights = Path(settings["weights"]) if settings["weights"] else fetch_weights()
+    tokenizer, bert = load_encoder(weights, settings["max_tokens"], device)
+    for file in FILES:
+        if file_hash(weights / file) != made_by[file]:
+            problem = f"{weights / file} is not what {folder} was embedded with"
+            raise UserError(f"{problem}: bring that back, or run all stages again")
+    return tokenizer, bert, settings["max_tokens"]
+
+
+@torch.inference_mode()
+def text_code(folder, text, data, device):
+    """What a run's SAE finds in a new text -> SparseRows [2, J], of which row 1 is the text's.
+
+    Raises UserError.
+    """
+    tokenizer, bert, most = run_encoder(folder, data, device)
+    ids = tokenizer(text, most)
+    embedding = bert(torch.tensor([ids]), torch.tensor([len(ids)])).cpu()  # (1, E)
+    made_by = f"sae.py --run {folder}"
+    tensors, _ = load_artifact(folder / "sae.safetensors", made_by, data)
+    sae = SAE(len(tensors["W_dec"]), int(tensors["active"]), embedding.shape[1])
+    sae.load_state_dict(tensors)
+    library, _ = load_artifact(folder / "intents.safetensors", made_by, data)
+    number = torch.full((len(sae.W_dec),), -1)  # of each latent's intent
+    kept = library["is_intent"].nonzero()[:, 0]
+    number[library["latent"].long()[kept]] = kept
+    return item_codes(encode_all(sae, embedding), torch.tensor([1]), 1, number)
