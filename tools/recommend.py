@@ -218,7 +218,7 @@ class Listed(NamedTuple):
     steered: float  # what the list is ranked by
     rank_before: int  # its rank by the model's own score
     reasons: Reasons
-    evoked: dict  # {intent: titles that evoke it}, of the largest terms
+    evoked: dict  # {intent: titles that evoke it}, of the terms that are shown or told
 
 
 class Answer(NamedTuple):
@@ -278,7 +278,8 @@ def answer(model, codes, data, history, top, shift=0.0, left_out=(), always=()):
         if rank <= top or item in always:
             scores = float(own[item]), float(steered[item])
             reasons = model.reasons(state, item)
-            evoked = {intent: sources(intent) for intent, _ in split_terms(reasons, TERMS)[0]}
+            told = [*split_terms(reasons, TERMS)[0], *gains(reasons)]
+            evoked = {intent: sources(intent) for intent, _ in told}
             listed.append(Listed(item, rank, *scores, rank_before[item], reasons, evoked))
     best = [one.score for one in listed[:top]]
     cost = float(own[before[:top]].mean()) - sum(best) / len(best) if best else 0.0
@@ -296,6 +297,12 @@ def split_terms(reasons, count):
     pairs = zip(reasons.intents.tolist(), reasons.terms.tolist())
     pairs = sorted(pairs, key=lambda pair: -abs(pair[1]))
     return pairs[:count], sum(value for _, value in pairs[count:])
+
+
+def gains(reasons):
+    """The largest terms that are positive, at most TERMS -> list of (intent, value)."""
+    pairs = zip(reasons.intents.tolist(), reasons.terms.tolist())
+    return sorted((pair for pair in pairs if pair[1] > 0), key=lambda pair: -pair[1])[:TERMS]
 
 
 # In JSON
@@ -343,8 +350,8 @@ def why(one, labels):
         return ""
     gain = sum(max(value, 0) for value in [*parts.values(), *one.reasons.terms.tolist()])
     shared = {}  # the titles that evoke intents -> their labels
-    for intent, value in split_terms(one.reasons, TERMS)[0]:
-        if value >= gain / 10 > 0:
+    for intent, value in gains(one.reasons):
+        if value >= gain / 10:
             shared.setdefault(tuple(one.evoked[intent]), []).append(f'"{labels[intent]}"')
     foreign = shared.pop((), [])
     said = []
@@ -357,7 +364,10 @@ def why(one, labels):
         if value >= gain / 10 > 0:
             mostly = "mostly " if value >= gain / 2 else ""
             said.append(mostly + PARTS[name])
-    sentence = "; ".join(said) or "nothing speaks for it, but more speaks against others"
+    said = said or ["nothing in particular speaks for it"]
+    if one.score < 0:
+        said.append("but more speaks against it")
+    sentence = "; ".join(said)
     return sentence[0].upper() + sentence[1:]
 
 

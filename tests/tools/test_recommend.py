@@ -99,7 +99,8 @@ def sentence(parts, terms, evoked):
     """`why` of an item with these parts and terms, {intent: value}."""
     intents = torch.tensor([*terms], dtype=torch.int64)
     reasons = Reasons(parts, intents, torch.tensor([*terms.values()]))
-    return tool.why(tool.Listed(1, 1, 0.0, 0.0, 1, reasons, evoked), LABELS)
+    score = sum(parts.values()) + sum(terms.values())
+    return tool.why(tool.Listed(1, 1, score, score, 1, reasons, evoked), LABELS)
 
 
 def test_reasons_in_a_sentence_by_hand():
@@ -108,9 +109,8 @@ def test_reasons_in_a_sentence_by_hand():
     told = sentence({"id": 1.5}, {0: 1.2, 1: 1.0, 2: 0.3}, evoked)
     both = 'Because you took Alien and Blade Runner, which share "alien, ridley scott"; '
     assert told == both + 'because you took Titanic, which shares "romance"; its own pull (id)'
-    assert sentence({"id": -1.0}, {2: 0.5, 1: -2.0}, evoked) == (
-        'Because you took Wall-E, which shares "robots"'
-    )
+    told = sentence({"id": -1.0}, {2: 0.5, 1: -2.0}, evoked)
+    assert told == 'Because you took Wall-E, which shares "robots"; but more speaks against it'
     same = {1: ["Titanic"], 2: ["Titanic"], 3: ["Titanic"]}
     assert sentence({"id": 0.0}, {1: 1.0, 2: 1.0, 3: 1.0}, same) == (
         'Because you took Titanic, which shares "romance", "robots" and "trains"'
@@ -121,8 +121,9 @@ def test_a_sentence_says_no_because_where_nothing_evoked_an_intent():
     told = sentence({"id": 1.5}, {3: 1.0}, {3: []})
     assert told == 'For "trains", which nothing that you took lately has; mostly its own pull (id)'
     assert sentence({"id": 2.0}, {}, {}) == "Mostly its own pull (id)"
-    assert sentence({"id": -2.0}, {3: -1.0}, {3: []}).startswith("Nothing speaks for it")
-    assert sentence({"id": 0.0}, {}, {}).startswith("Nothing speaks for it")
+    nothing = "Nothing in particular speaks for it"
+    assert sentence({"id": -2.0}, {3: -1.0}, {}) == nothing + "; but more speaks against it"
+    assert sentence({"id": 0.0}, {}, {}) == nothing
 
 
 def test_sentences_on_saerec_and_sasrec():
@@ -609,7 +610,8 @@ def test_lists_of_other_settings_or_models_are_not_gone_on_with(tiny_run, tmp_pa
     assert tool.main([str(word) for word in common]) == 0
     whole = path.read_bytes()
     for flags in (["--top", 3], ["--model", "saerec"], ["--more", "0"], ["--block", "0"]):
-        fails(tool.main, [*common, *flags], f"{path} holds something else than lists", "another --out")
+        other = f"{path} holds something else than lists"
+        fails(tool.main, [*common, *flags], other, "name another --out")
     tensors, meta = saerec.load_artifact(run / "grounded.safetensors", "")
     tensors["intent"] *= 2
     saerec.write_artifact(run / "grounded.safetensors", tensors, meta)
