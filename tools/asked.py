@@ -7,19 +7,21 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from saerec import UserError, artifact_meta, file_hash, load_artifact, turn_article
+from saerec import UserError, artifact_meta, file_hash, load_artifact
 
 import torch
 
 from embed import FILES, fetch_weights, load_encoder
 from sae import SAE, encode_all, item_codes
 
+TURNED = re.compile(r"^(.*?), (the|an?|l[aeo]s?|il|el|d[aei][rse]|une?)(?= \(|$)")  # Matrix, The
+
 # Names
 
 
 def fold(name):
     """A name for comparison -> str: case, accents, spaces and a turned article don't count."""
-    name = turn_article(name.title()).casefold()
+    name = TURNED.sub(r"\2 \1", name.casefold())
     plain = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", name))
     spaced = re.sub(r"\s*([;,])\s*|\s+", r"\1 ", plain).strip()
     return unicodedata.normalize("NFC", spaced)
@@ -144,12 +146,11 @@ def run_encoder(folder, data, device):
     settings = meta["settings"]
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
         weights = Path(settings["weights"]) if settings["weights"] else fetch_weights()
-    tokenizer, bert = load_encoder(weights, settings["max_tokens"], device)
-    for file in FILES:
-        if file_hash(weights / file) != made_by[file]:
-            problem = f"{weights / file} is not what {folder} was embedded with"
+    for path in (weights / file for file in FILES):
+        if not path.is_file() or file_hash(path) != made_by[path.name]:
+            problem = f"{path} is not there, or not what {folder} was embedded with"
             raise UserError(f"{problem}: bring that back, or run all stages again")
-    return tokenizer, bert, settings["max_tokens"]
+    return *load_encoder(weights, settings["max_tokens"], device), settings["max_tokens"]
 
 
 @torch.inference_mode()

@@ -67,6 +67,7 @@ class RecommendSettings:
     )
     json: bool = setting(False, "print JSON for programs")
     device: str = setting("auto", "auto: a GPU if it is there", choices=("auto", "cpu", "cuda"))
+    data: str = setting("", "dataset folder, if it moved since embed.py read it", unit="path")
 
 
 def given_histories(s):
@@ -529,7 +530,7 @@ def recommend(settings):
     """Recommend to a user, or after any history, with reasons; steer by intents."""
     check_options(settings)
     folder = Path(settings.run)
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     device = pick_device(settings.device)
     text = []
     if settings.text.strip():

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, UserError, generator, pick_device, ranking_metrics, run_command, run_dataset,
-    setting, target_ranks, write_lines,
+    StageSettings, UserError, claim, generator, pick_device, ranking_metrics, run_command,
+    run_dataset, setting, target_ranks, write_lines,
 )  # fmt: skip
 
 import torch  # noqa: E402
@@ -140,10 +140,11 @@ def measure(settings):
     """Measure how far lists move towards an intent that users ask for, and what it costs."""
     folder = Path(settings.run)
     device = pick_device(settings.device)
-    data = run_dataset(settings.run)
+    data = run_dataset(settings.run, settings.data)
     strengths = read_strengths(settings.strengths)
     codes = load_intents(folder, data, device).codes
     model = load_model(folder, settings.model, data, device)
+    claim(folder)
     order = torch.randperm(len(data.users), generator=generator(settings.seed, "steered users"))
     users = order[: settings.users]
     rows = steering_curve(model, codes, data, users, strengths, settings.seed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -391,6 +392,14 @@ def test_a_run_without_intents_can_be_asked_but_not_steered(tiny_data, tmp_path,
     fails(tool.main, ["--run", run, "--user", "u3"], "grounded.safetensors is missing", "model.py")
 
 
+def test_data_that_moved(tiny_data, tiny_run, tmp_path, ask, fails):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_data, moved)
+    assert ask("--user", "u3", "--data", moved) == ask("--user", "u3")
+    command = ["--run", tiny_run, "--user", "u3", "--data", tmp_path / "nowhere"]
+    fails(tool.main, command, "which is not there", "--data FOLDER")
+
+
 def test_what_was_judged_no_intent_can_still_be_asked_around(tmp_path, tiny_run, fails):
     """A row that a language model judged to be no intent is named by nothing."""
     run = copy_run(tiny_run, tmp_path / "run")
@@ -528,8 +537,10 @@ def test_texts_that_cannot_be_read(encoded_run, tiny_run, tmp_path, fails):
     tensors, meta = saerec.load_artifact(run / "embeddings.safetensors", "")
     meta["settings"]["weights"] = str(write_weights(tmp_path / "weights", old=True)[0])
     saerec.write_artifact(run / "embeddings.safetensors", tensors, meta)
-    wrong = "model.safetensors is not what"
+    wrong = "model.safetensors is not there, or not what"
     fails(tool.main, ["--run", run, *text], wrong, "was embedded with", "run all stages again")
+    (tmp_path / "weights" / "model.safetensors").unlink()
+    fails(tool.main, ["--run", run, *text], wrong)
 
 
 # Lists of all users

@@ -139,3 +139,13 @@ def test_a_run_that_cannot_be_steered(tiny_run, tmp_path, fails):
     fails(steer.main, [], "--run is missing")
     run = copy_run(tiny_run, tmp_path / "run", "embeddings.*")
     fails(steer.main, ["--run", run], "intents.safetensors is missing", "sae.py --run")
+    fails(steer.main, ["--run", run, "--data", tmp_path / "x"], "not there", "--data FOLDER")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tiny_run, fails, monkeypatch):
+    def refuse(folder):
+        raise saerec.UserError(f"{folder} cannot be written to")
+
+    monkeypatch.setattr(steer, "claim", refuse)
+    monkeypatch.setattr(steer, "steering_curve", None)
+    fails(steer.main, ["--run", tiny_run, "--device", "cpu"], f"{tiny_run} cannot be written to")
