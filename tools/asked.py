@@ -1,6 +1,10 @@
-"""What the words of a question mean: titles and ids are items, names and texts are intents."""
+"""What the words of a question mean, for tools/recommend.py.
+
+Titles and ids are items, names are intents, and a new text is an item that has intents but no id.
+"""
 
 import contextlib
+import dataclasses
 import difflib
 import re
 import sys
@@ -10,9 +14,10 @@ from pathlib import Path
 from saerec import UserError, artifact_meta, file_hash, load_artifact
 
 import torch
+import torch.nn.functional as F
 
 from embed import FILES, fetch_weights, load_encoder
-from sae import SAE, encode_all, item_codes
+from sae import SAE, SparseRows, encode_all, item_codes
 
 TURNED = re.compile(r"^(.*?), (the|an?|l[aeo]s?|il|el|d[aei][rse]|une?)(?= \(|$)")  # Matrix, The
 
@@ -163,11 +168,41 @@ def text_code(folder, text, data, device):
     ids = tokenizer(text, most)
     embedding = bert(torch.tensor([ids]), torch.tensor([len(ids)])).cpu()  # (1, E)
     made_by = f"sae.py --run {folder}"
-    tensors, _ = load_artifact(folder / "sae.safetensors", made_by, data)
-    sae = SAE(len(tensors["W_dec"]), int(tensors["active"]), embedding.shape[1])
-    sae.load_state_dict(tensors)
+    path = folder / "sae.safetensors"
+    tensors, _ = load_artifact(path, made_by, data)
+    try:
+        sae = SAE(len(tensors["W_dec"]), int(tensors["active"]), embedding.shape[1])
+        sae.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:  # other tensors, or of other shapes
+        problem = f"{path} does not fit this version of sae.py"
+        raise UserError(f"{problem}: make it again with `{made_by}`") from error
     library, _ = load_artifact(folder / "intents.safetensors", made_by, data)
     number = torch.full((len(sae.W_dec),), -1)  # of each latent's intent
     kept = library["is_intent"].nonzero()[:, 0]
     number[library["latent"].long()[kept]] = kept
     return item_codes(encode_all(sae, embedding), torch.tensor([1]), 1, number)
+
+
+def text_rows(code, rows):
+    """The intents of a text's code, the strongest first -> list of dict for `--json`."""
+    found = []
+    for intent, value in zip(*(part.tolist() for part in code.row(1))):
+        found.append(dict(intent=intent, label=rows[intent]["label"], activation=value))
+    return sorted(found, key=lambda row: -row["activation"])
+
+
+def add_item(model, code, data):
+    """Give Grounded an item V+1 that has intents, but no id -> the Dataset with it.
+
+    code: SparseRows [2, any], of which row 1 is the item's.
+    """
+    codes = model.codes
+    intents, values = code.row(1)
+    indptr = torch.cat([codes.indptr, codes.indptr[-1:] + len(intents)])
+    indices = torch.cat([codes.indices, intents.to(codes.indices)])
+    values = torch.cat([codes.values, values.to(codes.values)])
+    model.codes = SparseRows(indptr, indices, values, codes.columns)
+    ids = F.pad(model.item.weight.detach(), (0, 0, 0, 1))
+    model.item = torch.nn.Embedding.from_pretrained(ids, padding_idx=0)
+    titles = [*data.titles, "the new item"]
+    return dataclasses.replace(data, items=[*data.items, None], titles=titles)

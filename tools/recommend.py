@@ -29,13 +29,13 @@ from saerec import (  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 
 from eval import history_state, load_model, read_intents, reason_words  # noqa: E402
 from model import MODELS, Reasons, Rows, SASRec, State, pad_rows, states_after  # noqa: E402
-from sae import SparseRows, load_intents  # noqa: E402
-from tools.asked import find_ids, find_intents, find_titles, text_code, user_items  # noqa: E402
-
+from sae import load_intents  # noqa: E402
+from tools.asked import (  # noqa: E402
+    add_item, find_ids, find_intents, find_titles, text_code, text_rows, user_items,
+)  # fmt: skip
 
 TERMS = 3  # of a score that are shown, the largest
 PARTS = {  # how a sentence calls the parts of scores
@@ -170,41 +170,6 @@ def blocked_items(codes, wishes):
     """Items that carry an intent of --block -> int64 [any]."""
     rows = codes.transposed.gather(torch.tensor(wishes.block, dtype=torch.int64))
     return rows.indices.long()
-
-
-# A new text
-
-
-def add_item(model, code, data):
-    """Give Grounded an item V+1 that has intents, but no id -> the Dataset with it.
-
-    code: SparseRows [2, any], of which row 1 is the item's.
-    """
-    codes = model.codes
-    intents, values = code.row(1)
-    indptr = torch.cat([codes.indptr, codes.indptr[-1:] + len(intents)])
-    indices = torch.cat([codes.indices, intents.to(codes.indices)])
-    values = torch.cat([codes.values, values.to(codes.values)])
-    model.codes = SparseRows(indptr, indices, values, codes.columns)
-    ids = F.pad(model.item.weight.detach(), (0, 0, 0, 1))
-    model.item = torch.nn.Embedding.from_pretrained(ids, padding_idx=0)
-    titles = [*data.titles, "the new item"]
-    return dataclasses.replace(data, items=[*data.items, None], titles=titles)
-
-
-def text_rows(code, rows):
-    """The intents of a text's code, the strongest first -> list of dict for `--json`."""
-    found = []
-    for intent, value in zip(*(part.tolist() for part in code.row(1))):
-        found.append(dict(intent=intent, label=rows[intent]["label"], activation=value))
-    return sorted(found, key=lambda row: -row["activation"])
-
-
-def text_lines(rows):
-    """Which intents a text has, in lines for people."""
-    yield "the text's intents, by activation:" if rows else "the text has none of the intents"
-    for row in rows:
-        yield f"  {row['activation']:5.2f}  {row['label']}"
 
 
 # The answer
@@ -378,6 +343,13 @@ def listing(names):
     return f"{', '.join(some)} and {last}" if some else last
 
 
+def text_lines(rows):
+    """Which intents a text has, in lines for people."""
+    yield "the text's intents, by activation:" if rows else "the text has none of the intents"
+    for row in rows:
+        yield f"  {row['activation']:5.2f}  {row['label']}"
+
+
 def wish_lines(wishes, labels):
     """Lines that say which intents the words of --more, --less and --block were taken for."""
     for words, intents in zip(("more of", "less of", "without"), wishes):
@@ -490,6 +462,15 @@ def one_state(state, row):
     return State(state.u[at], state.parts[:, at], personal, r)
 
 
+def list_line(user, best, data, labels):
+    """A line of a file of lists -> bytes; user: the id; best: list of (item, score, Reasons)."""
+    items = []
+    for item, score, reasons in best:
+        row = dict(item=data.items[item], score=score)
+        items.append(row | reasons_json(reasons, labels))
+    return json.dumps(dict(user=user, items=items)).encode() + b"\n"
+
+
 def write_lists(settings, model, data, labels, shift, left_out):
     """Write or go on with the lists of all users, a JSON line each. Raises UserError."""
     path = Path(settings.out)
@@ -507,12 +488,7 @@ def write_lists(settings, model, data, labels, shift, left_out):
         for some in users.split(max(min(2**23 // len(data.items), 256), 1)):
             found = best_of_users(model, table, data, some, settings.top, shift, left_out)
             for user, best in zip(some.tolist(), found):
-                items = []
-                for item, score, reasons in best:
-                    row = dict(item=data.items[item], score=score)
-                    items.append(row | reasons_json(reasons, labels))
-                line = json.dumps(dict(user=data.users[user], items=items))
-                file.write(line.encode() + b"\n")
+                file.write(list_line(data.users[user], best, data, labels))
             file.flush()
             progress.show(int(some[-1]) + 1 - done)
     print(f"{path}: {len(data.users):,} users")
