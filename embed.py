@@ -8,12 +8,14 @@ texts [N] -> embeddings.safetensors: embeddings (float32 [N, E]), item (int32 [N
              vocabulary.safetensors: vectors (float32 [words, E]) of words that may name an intent
 
 The encoder is WordPiece (Wu et al. 2016), BERT (Devlin et al. 2019), the mean over tokens and the
-L2 norm (Reimers & Gurevych 2019). sources/lsa.py embeds without weights.
+L2 norm (Reimers & Gurevych 2019). What a FOLDER as sentence-transformers writes it asks for is done
+(the vector of [CLS] in place of the mean, no norm, a prompt, a length) or refused by name; a bare
+BERT gets the mean and the norm. sources/lsa.py embeds without weights.
 
 Letters besides those in saerec.py: S tokens of a text with [CLS] and [SEP], H attention heads.
-Simplified: special tokens written out in a text, such as "[SEP]", are read as plain text; pooling
-is always the mean; whether a character is a letter, a mark or punctuation is what Python's Unicode
-says, where the tokenizers library stays with Unicode 8 and takes later marks for letters.
+Simplified: special tokens written out in a text, such as "[SEP]", are read as plain text; whether a
+character is a letter, a mark or punctuation is what Python's Unicode says, where the tokenizers
+library stays with Unicode 8 and takes later marks for letters.
 """
 
 import collections
@@ -38,7 +40,6 @@ import torch.nn.functional as F
 
 MINILM = HERE / "weights" / "all-MiniLM-L6-v2"
 FILES = ("model.safetensors", "vocab.txt", "config.json")
-SUPPORTED = dict(model_type="bert", hidden_act="gelu", position_embedding_type="absolute")
 SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "max_position_embeddings",
@@ -54,8 +55,96 @@ class EmbedSettings:
     data: str = setting("", "dataset folder", unit="path", example="data/ml-100k")
     embeddings: str = setting("", "safetensors file of embeddings, a row per text", unit="path")
     weights: str = setting("", "encoder's folder; all-MiniLM-L6-v2 if not given", unit="path")
-    max_tokens: int = setting(256, "longer texts are cut", unit="tokens", origin="MiniLM", low=3)
+    max_tokens: int = setting(0, "cut longer texts; 0: as the encoder says", unit="tokens", low=0)
     batch_tokens: int = setting(4096, "a batch, padding included", unit="tokens", low=1)
+
+
+# What an encoder's files ask for
+
+SPECIAL = dict(pad_token=["[PAD]"], unk_token=["[UNK]"], cls_token=["[CLS]"], sep_token=["[SEP]"])
+DONE = {  # file -> key -> values that are done, besides null and empty ones
+    "config.json": dict(
+        model_type=["bert"], hidden_act=["gelu"], position_embedding_type=["absolute"],
+        is_decoder=[False],
+    ),
+    "sentence_bert_config.json": dict(model_args=[], tokenizer_args=[], config_args=[]),
+    "special_tokens_map.json": SPECIAL,
+    "tokenizer_config.json": SPECIAL | dict(
+        tokenizer_class=[
+            "BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast",
+        ],
+        never_split=[], do_basic_tokenize=[True], padding_side=["right"], truncation_side=["right"],
+    ),
+}  # fmt: skip
+MODULES = ["Transformer", "Pooling", "Normalize"]
+OTHERS = ("model.safetensors.index.json", "pytorch_model.bin", "model.onnx", "onnx")
+
+
+def read_json(path, kind=dict):
+    """A JSON object, or a list; an empty one if there is no such file. Raises UserError."""
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else kind()
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): copy it again") from error
+    if type(found) is not kind:
+        name = "list" if kind is list else "object"
+        raise UserError(f"{path} is not a JSON {name}: copy it again")
+    return found
+
+
+def check_asked(where, asked, done):
+    """Refuse what a file asks for, a dict, that is not done, as in DONE. Raises UserError."""
+    for key, values in done.items():
+        found = asked.get(key)
+        if isinstance(found, dict):
+            found = found.get("content", found)  # a token may be written with its options
+        if found not in (None, [], {}, *values):
+            known = " or ".join(map(repr, values)) or "empty"
+            raise UserError(f"{where}: {key} is {found!r}, not {known}: give another encoder")
+
+
+def read_layout(folder):
+    """Where an encoder's BERT lies, and what to do besides -> (Path, dict). Raises UserError.
+
+    dict: pooling, "mean" over the tokens, or "cls"; normalized, to norm 1; prompt, which stands
+    before every text. Without modules.json it is a bare BERT: the mean at norm 1.
+    """
+    path = folder / "config_sentence_transformers.json"
+    asked = read_json(path)
+    name = asked.get("default_prompt_name")
+    prompt = {None: "", **(asked.get("prompts") or {})}.get(name)
+    if type(prompt) is not str:
+        raise UserError(f"{path}: `prompts` lacks {name!r}, the default: add it, or make that null")
+    done = dict(prompt=prompt, pooling="mean", normalized=True)
+    path = folder / "modules.json"
+    if not path.is_file():
+        parts = sorted(folder.glob("[0-9]_*"))
+        if parts:
+            raise UserError(f"{parts[0]} is there, but no modules.json beside it: copy it, too")
+        return folder, done
+    modules = read_json(path, list)
+    kinds = [m["type"].split(".")[-1] for m in modules if {"type", "path"} <= {*m}]
+    if kinds not in (MODULES[:2], MODULES):
+        problem = f"{path} asks for {', '.join(kinds)}; done is {', '.join(MODULES)} at most"
+        raise UserError(f"{problem}: give another encoder")
+    bert, pooling = (folder / module["path"] for module in modules[:2])
+    done["pooling"] = read_pooling(pooling / "config.json", prompt)
+    done["normalized"] = kinds == MODULES
+    return bert, done
+
+
+def read_pooling(path, prompt):
+    """How a Pooling makes one vector of a text's many -> "mean" or "cls". Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy it, too")
+    asked = {"pooling_mode_mean_tokens": True} | read_json(path)  # the default of older files
+    on = [key for key, value in asked.items() if key.startswith("pooling_mode_") and value]
+    mode = " + ".join(re.sub("^pooling_mode_|_tokens?$", "", key) for key in on)
+    asked["pooling_mode"] = asked.get("pooling_mode") or mode
+    check_asked(path, asked, dict(pooling_mode=["mean", "cls"]))
+    if prompt and asked["pooling_mode"] == "mean":
+        check_asked(path, asked, dict(include_prompt=[True]))
+    return asked["pooling_mode"]
 
 
 # WordPiece
@@ -104,8 +193,13 @@ class Characters(dict):
 class WordPiece:
     """Text -> token ids: words and punctuation, cut greedily into the longest known pieces."""
 
-    def __init__(self, folder):
-        """Read vocab.txt, a token per line, and tokenizer_config.json if any. Raises UserError."""
+    def __init__(self, folder, most=256, prompt=""):
+        """Read vocab.txt, a token per line, and what other files there say. Raises UserError.
+
+        A text, behind the prompt, is cut at the most tokens, [CLS] and [SEP] included.
+        """
+        self.most = most
+        self.prompt = prompt
         path = folder / "vocab.txt"
         try:
             tokens = path.read_text("utf-8").removesuffix("\n").split("\n")
@@ -116,18 +210,43 @@ class WordPiece:
             raise UserError(f"{path} is not valid UTF-8 ({error}): copy it again") from error
         except KeyError as error:
             raise UserError(f"{path} lacks the token {error}: give a BERT encoder") from error
-        path = folder / "tokenizer_config.json"
-        options = read_json(path) if path.is_file() else {}
+        self.lower_first = read_json(folder / "sentence_bert_config.json").get("do_lower_case")
+        options = read_json(folder / "tokenizer_config.json")
         lower = options.get("do_lower_case", True)
         ideographs = options.get("tokenize_chinese_chars", True)
         self.characters = Characters(lower, options.get("strip_accents"), ideographs)
+        self.check(folder / "tokenizer.json", options.get("added_tokens_decoder", {}))
 
-    def __call__(self, text, most=256):
-        """Token ids of a text, [CLS] first and [SEP] last, at most so many -> list of int."""
+    def check(self, path, added):
+        """Refuse a tokenizer.json that says otherwise, and added tokens. Raises UserError."""
+        asked = read_json(path)
+        own = self.characters
+        steps = dict(
+            normalizer=dict(
+                type=["BertNormalizer"], clean_text=[True], lowercase=[own.lower],
+                strip_accents=[own.strip_accents], handle_chinese_chars=[own.split_ideographs],
+            ),
+            pre_tokenizer=dict(type=["BertPreTokenizer"]),
+            model=dict(type=["WordPiece"], continuing_subword_prefix=["##"], unk_token=["[UNK]"]),
+        )  # fmt: skip
+        for step, done in steps.items():
+            check_asked(f"{path}: {step}", asked.get(step) or {}, done)
+        if asked and asked["model"].get("vocab") != self.vocab:
+            raise UserError(f"{path} has other tokens than vocab.txt: give files of one encoder")
+        tokens = [row["content"] for row in [*added.values(), *asked.get("added_tokens", [])]]
+        for token in [*tokens, *read_json(path.with_name("added_tokens.json"))]:
+            if token not in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
+                problem = f"the tokenizer in {path.parent} adds the token {token!r}"
+                raise UserError(f"{problem}: give another encoder")
+
+    def __call__(self, text):
+        """Token ids of a text, [CLS] first and [SEP] last -> list of int."""
         ids = []
+        text = self.prompt + text
+        text = text.lower() if self.lower_first else text  # which knows a word's last sigma
         for word in text.translate(self.characters).split():
             ids += self.cut(word)
-        return [self.start, *ids[: most - 2], self.end]
+        return [self.start, *ids[: self.most - 2], self.end]
 
     @functools.cache  # since most words come again
     def cut(self, word):
@@ -149,14 +268,6 @@ class WordPiece:
 
 
 # BERT
-
-
-def read_json(path):
-    """A JSON object -> dict. Raises UserError."""
-    try:
-        return {**json.loads(path.read_text("utf-8"))}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a JSON object ({error}): copy it again") from error
 
 
 def read_tensors(path):
@@ -203,9 +314,6 @@ class Weights:
 def read_sizes(path):
     """A BERT config.json -> (dict, its sizes as a list of int). Raises UserError."""
     config = read_json(path)
-    for key, value in SUPPORTED.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{path}: {key} is {config[key]!r}, not {value!r}: give a BERT encoder")
     sizes = [config.get(key) for key in SIZES]
     for key, size in zip(SIZES, sizes):
         if type(size) is not int or size < 1:
@@ -216,10 +324,12 @@ def read_sizes(path):
 
 
 class Bert:
-    """BERT's encoder and mean pooling, for inference: no dropout, no gradient."""
+    """BERT's encoder and pooling, for inference: no dropout, no gradient."""
 
-    def __init__(self, folder, device="cpu"):
+    def __init__(self, folder, device="cpu", pooling="mean", normalized=True):
         """Read config.json and model.safetensors of a folder. Raises UserError."""
+        self.pooling = pooling
+        self.normalized = normalized
         config, sizes = read_sizes(folder / "config.json")
         E, layers, self.heads, wide, vocabulary, positions = sizes
         self.eps = config.get("layer_norm_eps", 1e-12)
@@ -242,7 +352,7 @@ class Bert:
             self.layers.append((qkv, mix, norm, widen, narrow, last_norm))
 
     def __call__(self, ids, lengths):
-        """Sentence vectors of unit norm -> float32 [B, E].
+        """Sentence vectors -> float32 [B, E].
 
         ids: int64 [B, S], padded with any token; lengths: int64 [B], the real tokens of each row.
         """
@@ -263,8 +373,11 @@ class Bert:
             seen = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
             x = normed(x + F.linear(seen, *mix), norm)  # (B, S, E)
             x = normed(x + F.linear(F.gelu(F.linear(x, *widen)), *narrow), last_norm)
-        mean = (x.float() * real[:, :, None]).sum(1) / lengths[:, None]
-        return F.normalize(mean, dim=1)  # (B, E)
+        if self.pooling == "cls":
+            pooled = x[:, 0].float()
+        else:
+            pooled = (x.float() * real[:, :, None]).sum(1) / lengths[:, None]
+        return F.normalize(pooled, dim=1) if self.normalized else pooled  # (B, E)
 
 
 def fetch_weights():
@@ -279,24 +392,40 @@ def fetch_weights():
     return MINILM
 
 
-def load_encoder(folder, max_tokens=256, device="cpu"):
-    """Read a folder with the FILES of an encoder -> (WordPiece, Bert). Raises UserError."""
-    folder = Path(folder)
+def check_files(folder):
+    """Refuse a BERT's folder that lacks one of FILES or asks for what is not done; UserError."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        raise UserError(f"{adapter} asks for an adapter: merge it into its encoder and give that")
     for file in FILES:
         if not (folder / file).is_file():
-            raise UserError(f"folder {folder} has no {file}: give one with {', '.join(FILES)}")
-    tokenizer = WordPiece(folder)
-    bert = Bert(folder, device)
+            others = [f", but {other}" for other in OTHERS if (folder / other).exists()]
+            problem = f"folder {folder} has no {file}{''.join(others[:1])}"
+            raise UserError(f"{problem}: give one with {', '.join(FILES)}, or convert it to these")
+    for file, done in DONE.items():
+        check_asked(folder / file, read_json(folder / file), done)
+
+
+def load_encoder(folder, max_tokens=0, device="cpu"):
+    """Read an encoder's folder, as its files say -> (WordPiece, Bert). Raises UserError."""
+    folder, done = read_layout(Path(folder))
+    check_files(folder)
+    bert = Bert(folder, device, done["pooling"], done["normalized"])
+    places = len(bert.places)
+    most = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    most = most or read_json(folder / "tokenizer_config.json").get("model_max_length") or 256
+    most = max_tokens or min(most, places)
+    if not 3 <= most <= places:
+        problem = f"{folder} takes texts of 3 to {places} tokens, but they would be cut at {most}"
+        raise UserError(f"{problem}: give another --max-tokens")
+    tokenizer = WordPiece(folder, most, done["prompt"])
     if max(tokenizer.vocab.values()) >= len(bert.words):
         raise UserError(f"{folder}/vocab.txt has more tokens than config.json: copy both again")
-    places = len(bert.places)
-    if max_tokens > places:
-        raise UserError(f"--max-tokens {max_tokens} is more than the {places} positions: lower it")
     return tokenizer, bert
 
 
 @torch.inference_mode()
-def encode(texts, tokenizer, bert, max_tokens=256, batch_tokens=4096):
+def encode(texts, tokenizer, bert, batch_tokens=4096):
     """Sentence vectors of texts -> float32 [N, E] on the CPU.
 
     Texts are sorted by their number of tokens, so a batch, of at most batch_tokens (but one text at
@@ -304,7 +433,7 @@ def encode(texts, tokenizer, bert, max_tokens=256, batch_tokens=4096):
     at once. Under torchrun each process embeds its share of the texts.
     """
     process, processes = process_of()
-    ids = {n: tokenizer(texts[n], max_tokens) for n in range(process, len(texts), processes)}
+    ids = {n: tokenizer(texts[n]) for n in range(process, len(texts), processes)}
     order = sorted(ids, key=lambda n: -len(ids[n]))
     progress = Progress(sum(map(len, ids.values())), "embed: tokens")
     vectors = torch.zeros(len(texts), bert.words.shape[1])
@@ -440,12 +569,15 @@ def embed(settings):
         save_embeddings(settings, data, vectors, made_by)
         return
     folder = Path(settings.weights) if settings.weights else fetch_weights()
-    encoder = load_encoder(folder, settings.max_tokens, pick_device(settings.device))
-    vectors = encode(data.texts, *encoder, settings.max_tokens, settings.batch_tokens)
-    made_by = {file: file_hash(folder / file) for file in FILES} | {"name": folder.resolve().name}
+    tokenizer, bert = load_encoder(folder, settings.max_tokens, pick_device(settings.device))
+    vectors = encode(data.texts, tokenizer, bert, settings.batch_tokens)
+    files = [file for file in folder.rglob("*") if file.suffix == ".json" or file.name in FILES]
+    made_by = {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
+    made_by |= dict(name=folder.resolve().name, prompt=tokenizer.prompt, max_tokens=tokenizer.most)
+    made_by |= dict(pooling=bert.pooling, normalized=bert.normalized)
     source = save_embeddings(settings, data, vectors, made_by)
-    words = name_candidates(data.texts, encoder[0])
-    vectors = encode(words, *encoder, settings.max_tokens, settings.batch_tokens)
+    words = name_candidates(data.texts, tokenizer)
+    vectors = encode(words, tokenizer, bert, settings.batch_tokens)
     path = source.with_name("vocabulary.safetensors")
     save_artifact(path, dict(vectors=vectors), settings, data.hash, [source], words=words)
     print(f"{path}: {len(words):,} words that may name an intent")
