@@ -7,7 +7,8 @@
 The files of three releases are read as published, gzipped (.gz) or not: 2014 (McAuley et al. 2015,
 He & McAuley 2016), 2018 (Ni et al. 2019) and 2023 (Hou et al. 2024). Of the reviews that a user
 wrote about an item the first counts. Users and items with fewer than --core interactions leave,
-again and again until none is left. A user's items are ordered by time; ties keep the file's order.
+again and again until none is left. A user's items are ordered by time; ties, by a hash of the ids
+of user and item, since the order of lines may be a signal. How many there are is said.
 
 Reviews are read once for ids and times, and again for the texts that stay: none is held in memory.
 """
@@ -29,9 +30,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saerec import HERE, Progress, UserError, run_command, setting  # noqa: E402
+from saerec import (  # noqa: E402
+    HERE, Progress, UserError, check_id, open_plain, run_command, setting,
+)  # fmt: skip
 from sources.common import (  # noqa: E402
-    clean, index_interactions, join_sentences, parse_time, write_dataset,
+    check_kind, clean, index_interactions, join_sentences, parse_time, write_dataset,
 )  # fmt: skip
 
 import numpy as np  # noqa: E402
@@ -130,14 +133,14 @@ def raw_lines(path):
     """
     number = 0
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
+            on_disk = getattr(file, "fileobj", file)  # what a gzip file reads from
             megabytes = os.fstat(file.fileno()).st_size // 10**6 + 1
             progress = Progress(megabytes, f"{path.name}, MB read")
-            lines = gzip.open(file) if path.suffix == ".gz" else file
-            for number, raw in enumerate(lines, 1):
+            for number, raw in enumerate(file, 1):
                 yield number, raw
                 if number % 2**16 == 0:
-                    progress.show(file.tell() // 10**6)
+                    progress.show(on_disk.tell() // 10**6)
             if progress.shown > progress.start:  # a short file needs no last line either
                 progress.show(progress.total)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -172,6 +175,9 @@ def fetch(url, part, timeout):
 
 def check_whole(path):
     """Read a gzip file to its end, where its checksum is. Raises UserError."""
+    with open(path, "rb") as file:
+        if file.read(2) != b"\x1f\x8b":  # a page that asks to log in, say
+            raise UserError("Not a gzipped file")
     for _ in raw_lines(path):
         pass
 
@@ -281,7 +287,7 @@ REVIEW_OF_2023 = ("user_id", "parent_asin", "timestamp", "title", "text")
 def parse_line(raw):
     """One raw line -> dict. Raises ValueError."""
     try:
-        text = raw.decode()
+        text = raw.decode("utf-8-sig")
         if text.startswith("{'"):  # metadata of 2014 are Python literals
             return {**ast.literal_eval(text)}  # which runs no code
         return {**json.loads(text)}  # a TypeError unless it is a dict
@@ -301,6 +307,8 @@ def parse_review(raw):
     user, item, when, headline, text = map(record.get, names)
     if when is None or not is_id(user) or not is_id(item):
         raise ValueError(f"user {user!r}, item {item!r}, time {when!r}")
+    check_id(user)
+    check_id(item)
     return Review(user, item, parse_time(when), str(headline or ""), str(text or ""))
 
 
@@ -336,10 +344,13 @@ def read_records(path, parse):
 def read_log(reviews):
     """Who reviewed what and when -> Interactions, repeats and all. Raises UserError."""
 
-    records = read_records(reviews, parse_review)
-    return index_interactions(
-        (review.user, review.item, review.time, line) for line, review in records
-    )
+    def rows():
+        kinds = {}
+        for line, review in read_records(reviews, parse_review):
+            check_kind(kinds, review.time, reviews, line)
+            yield review.user, review.item, review.time, line
+
+    return index_interactions(rows())
 
 
 def first_of_pairs(log):
@@ -426,13 +437,16 @@ def read_about(meta, log, reviews):
     about = {log.item_ids[item]: About() for item in items}
     if not meta:
         return about
+    matched = False
     for _, record in read_records(meta, parse_line):
         item = str(record.get("parent_asin") or record.get("asin"))
+        matched |= item in about
         if about.get(item) == About():  # the first line that says something counts
             about[item] = describe_item(record)
-    if all(said == About() for said in about.values()):
+    if not matched:
         problem = f"{meta} has none of the items of {reviews}"
-        raise UserError(f"{problem}: bring that of the same category and release")
+        examples = f"{meta.name}: {item!r}, {reviews.name}: {next(iter(about))!r}"
+        raise UserError(f"{problem} ({examples}): bring that of the same category and release")
     return about
 
 
@@ -533,7 +547,7 @@ def prepare(settings):
         rows.append(review_rows(reviews, log, about, settings.sentences))
     name = settings.category.lower() or "amazon"
     out = settings.out or f"data/{name}"
-    write_dataset(out, log.sequences(), itertools.chain(*rows))
+    write_dataset(out, log.sequences(), itertools.chain(*rows), log.ties())
 
 
 def main(argv=None):

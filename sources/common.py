@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import html
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -46,38 +47,80 @@ def join_sentences(parts):
     return " ".join([*map(end_sentence, parts[:-1]), parts[-1]])
 
 
+# Times
+
+NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.I)
+UNITS = {"seconds": 1e11, "milliseconds": 1e14, "microseconds": 1e17}  # below: 1973 to 5138
+
+
 def parse_time(value):
     """A number, or an ISO date or time (UTC unless it says otherwise) -> float, in seconds.
 
-    Raises ValueError.
+    Raises ValueError, saying what the value was, also for an infinite one.
     """
     value = str(value)
-    if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value, re.I):
-        return float(value)
-    when = datetime.fromisoformat(value)
-    if not when.tzinfo:
-        when = when.replace(tzinfo=timezone.utc)
-    return when.timestamp()
+    try:
+        if not NUMBER.fullmatch(value):
+            when = datetime.fromisoformat(value)
+            return when.replace(tzinfo=when.tzinfo or timezone.utc).timestamp()
+        if math.isfinite(float(value)):
+            return float(value)
+    except ValueError:
+        pass  # which would not say it for every value
+    raise ValueError(f"{value!r} is no finite number or date like 2024-05-31")
+
+
+def check_kind(kinds, value, path, line):
+    """Refuse a time written otherwise than those before: their order would be wrong. UserError.
+
+    kinds: dict of an example of each kind, {} before the first time; a number's unit shows in its
+    size.
+    """
+    kind = "a date"
+    if NUMBER.fullmatch(str(value)):
+        size = abs(float(value))
+        kind = next((unit for unit, most in UNITS.items() if size < most), "nanoseconds")
+    if kind not in kinds:
+        kinds[kind] = f"line {line} has {value} ({kind})"
+    if len(kinds) > 1:
+        problem = f"times of two kinds, {' and '.join(kinds.values())}"
+        raise UserError(f"{path}: {problem}: write all of them alike")
+
+
+# Interactions
+
+
+def hash_order(user, item):
+    """A number that has nothing to do with the order of a file, to order ties in time by."""
+    digest = hashlib.blake2b(f"{user} {item}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 @dataclasses.dataclass(frozen=True)
 class Interactions:
-    """Who had what, sorted by user, then time. Ids are kept once; users and items are numbers."""
+    """Who had what, by user, then time. Ids are kept once; users and items are numbers."""
 
-    user_ids: list  # of str
+    user_ids: list  # of str, sorted as `load_dataset` sorts items
     item_ids: list  # of str
     user: np.ndarray  # int32 [interactions], a place in user_ids
     item: np.ndarray  # int32 [interactions], a place in item_ids
+    time: np.ndarray  # float64 [interactions]
     line: np.ndarray  # int32 [interactions], where the file has it
 
     def select(self, kept):
         """Some of the interactions -> Interactions; kept: int [any], ascending places."""
-        columns = dict(user=self.user[kept], item=self.item[kept], line=self.line[kept])
-        return dataclasses.replace(self, **columns)
+        names = ("user", "item", "time", "line")
+        return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in names})
 
     def user_bounds(self):
         """Where each user's interactions begin, and where the last one's end -> int [users+1]."""
         return np.flatnonzero(np.diff(self.user, prepend=-1, append=-1))
+
+    def ties(self):
+        """The pairs of neighbours of a user, and those with one time -> dict for `tie_notes`."""
+        pairs = np.diff(self.user) == 0
+        tied = pairs & (np.diff(self.time) == 0)
+        return dict(ties=int(tied.sum()), pairs=int(pairs.sum()))
 
     def sequences(self):
         """Yield (user id, item ids oldest first) for each user."""
@@ -89,26 +132,28 @@ class Interactions:
 def index_interactions(rows):
     """Number and sort (user id, item id, time, line of the file) rows -> Interactions.
 
-    Ties in time keep the order of rows.
+    Ties in time are ordered by `hash_order`, since the order of lines (of a file sorted by item,
+    say) would be a signal; only lines that differ in nothing else keep it.
     """
     users = {}
     items = {}
-    log = array.array("i")  # with the times 20 bytes per interaction, which lists would multiply
+    log = array.array("i")  # with the two below 28 bytes per interaction; lists would multiply it
     times = array.array("d")
+    hashes = array.array("Q")
     for user, item, when, line in rows:
         user_number = users.setdefault(user, len(users))
         item_number = items.setdefault(item, len(items))
         log.extend((user_number, item_number, line))
         times.append(when)
+        hashes.append(hash_order(user, item))
     user, item, line = np.asarray(log).reshape(-1, 3).T
-    order = np.lexsort((times, user))  # stable; the last key is the first to sort by
-    return Interactions(list(users), list(items), user[order], item[order], line[order])
-
-
-def hash_order(user, item):
-    """A number that has nothing to do with the order of a file, to order ties in time by."""
-    digest = hashlib.blake2b(f"{user} {item}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    time = np.asarray(times)
+    user_ids = sorted(users, key=lambda name: (len(name), name))
+    place = np.argsort([users[name] for name in user_ids]).astype(np.int32)
+    user = place[user]
+    order = np.lexsort((hashes, time, user))  # stable; the last key is the first to sort by
+    columns = (column[order] for column in (user, item, time, line))
+    return Interactions(user_ids, list(items), *columns)
 
 
 def write_dataset(out, sequences, rows, ties=None):

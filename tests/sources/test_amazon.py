@@ -18,6 +18,7 @@ import sae
 import saerec
 from conftest import TOPICS
 from sources import amazon, lsa
+from sources.common import hash_order
 
 
 def write(path, lines):
@@ -195,7 +196,7 @@ def test_release_of_2023(tmp_path, suffix):
 # Duplicates, ties, cores
 
 
-def test_the_first_of_a_pair_stays_and_ties_keep_the_order_of_the_file(tmp_path):
+def test_the_first_of_a_pair_stays_and_ties_are_ordered_by_a_hash(tmp_path, capsys):
     reviews = [
         review("ann", "B1", 9, "later"),
         review("ann", "B3", 5, "x"),
@@ -203,11 +204,16 @@ def test_the_first_of_a_pair_stays_and_ties_keep_the_order_of_the_file(tmp_path)
         review("ann", "B1", 2, "earlier"),
         review("ann", "B4", 5, "first of two at once"),
         review("ann", "B4", 5, "second of two at once"),
+        review("ann", "B5", 7, "x"),
+        review("ann", "B6", 8, "x"),
     ]
-    sequences, texts = prepare(tmp_path, "--text", "reviews", "--core", 0, reviews=reviews)
-    assert sequences == ["ann B1 B3 B2 B4"]
-    said = {row["item"]: row["text"] for row in texts}
-    assert said == {"B1": "earlier", "B2": "x", "B3": "x", "B4": "first of two at once"}
+    tied = sorted(["B2", "B3", "B4"], key=lambda item: hash_order("ann", item))
+    for rows in (reviews, reviews[3:] + reviews[:3]):
+        sequences, texts = prepare(tmp_path, "--text", "reviews", "--core", 0, reviews=rows)
+        assert sequences == ["ann B1 " + " ".join(tied) + " B5 B6"]
+        said = {row["item"]: row["text"] for row in texts}
+        assert said["B1"] == "earlier" and said["B4"] == "first of two at once"
+        assert "40.0% of neighbouring interactions" in capsys.readouterr().out  # 2 of 5
 
 
 def test_core_by_hand():
@@ -323,6 +329,9 @@ BROKEN = {
     '{"reviewerID": 7, "asin": "B1", "unixReviewTime": 5}': "user 7",
     '{"reviewerID": "ann", "asin": "B1", "unixReviewTime": "soon"}': "soon",
     '{"reviewerID": "ann", "asin": "B1", "unixReviewTime": NaN}': "nan",
+    '{"reviewerID": "ann", "asin": "B1", "unixReviewTime": 1e999}': "inf",
+    '{"reviewerID": "null", "asin": "B1", "unixReviewTime": 5}': "id 'null' is a missing value",
+    '{"reviewerID": "ann", "asin": "9.78E+12", "unixReviewTime": 5}': "spreadsheet",
     "[" * 100_000: "not a JSON object",
 }
 
@@ -375,8 +384,29 @@ def test_broken_metadata(tmp_path, capsys, fails):
     write(tmp_path / "meta.json", ["{'asin': "] * 5 + meta)
     fails(amazon.main, argv, "meta.json", "5 of 205 lines broken")
     write(tmp_path / "meta.json", [{"asin": "other", "title": "x"}, {"no": "id"}])
-    fails(amazon.main, argv, "meta.json has none of the items", "same category and release")
+    examples = "meta.json: 'None', reviews.json: 'B0'"
+    fails(amazon.main, argv, "meta.json has none of the items", examples, "category and release")
     assert not (tmp_path / "new").exists()
+
+
+def test_files_are_judged_by_their_content(tmp_path):
+    """Plain lines in a file named .gz, gzipped ones in .json, with a spreadsheet's first mark."""
+    rows = [json.dumps(row) for row in GOOD]
+    plain = write(tmp_path / "plain", ["\ufeff" + rows[0], *rows[1:]]).read_bytes()
+    (tmp_path / "reviews.gz").write_bytes(plain)
+    (tmp_path / "reviews.json").write_bytes(gzip.compress(plain))
+    for name in ("reviews.gz", "reviews.json"):
+        assert amazon.main(command(tmp_path / name, tmp_path / name[-2:])) == 0
+        sequences, _ = outcome(tmp_path / name[-2:])
+        assert sequences == ["ann " + " ".join(f"B{i}" for i in range(200))]
+
+
+def test_releases_in_one_file(tmp_path, fails):
+    """Those before 2023 have seconds, that has milliseconds: their order would be wrong."""
+    rows = [review("ann", "B1", 1588687728), review_2023("ann", "B2", 1588687728923)]
+    argv = command(write(tmp_path / "reviews.json", rows), tmp_path / "out")
+    fails(amazon.main, argv, "reviews.json: times of two kinds", "line 1 has", "line 2 has")
+    assert not (tmp_path / "out").exists()
 
 
 def test_broken_files(tmp_path, fails):
@@ -389,8 +419,8 @@ def test_broken_files(tmp_path, fails):
     packed = write(path, GOOD).read_bytes()
     path.write_bytes(packed[: len(packed) // 2])
     fails(amazon.main, argv, path, "truncated after line")
-    path.write_bytes(b"not gzip")
-    fails(amazon.main, argv, path, "corrupt", "Not a gzipped file")
+    path.write_bytes(b"not gzip")  # then it is plain text
+    fails(amazon.main, argv, path, "1 of 1 lines broken, line 1 (not a JSON object")
     path.write_bytes(gzip.compress(b""))
     fails(amazon.main, argv, path, "0 of 0 lines", "right file")
     assert not out.exists()

@@ -1,6 +1,8 @@
-"""What the sources share: ties in time, and writing a dataset folder."""
+"""What the sources share: clean texts, times, interactions in order, writing a dataset folder."""
 
 import hashlib
+import itertools
+import random
 
 import pytest
 
@@ -8,7 +10,143 @@ import saerec
 from conftest import text, write_folder
 from sources import common
 
-# An accident of file order must not become a signal
+DAY = 86400
+
+
+@pytest.mark.parametrize(
+    "text, lines",
+    [
+        ("  plain \t text ", ["plain text"]),
+        ("AT&amp;T says &amp;quot;hi&amp;quot;&nbsp;&#39;now&#39;", ["AT&T says \"hi\" 'now'"]),
+        ("one<br />two<BR>three\n\nfour", ["one", "two", "three", "four"]),
+        ("a <b>bold</b>, <a href='x'>link</a>ed <i>word</i>", ["a bold, linked word"]),
+        (
+            "<p>para</p><ul><li>x</li></ul><!-- no --> <script>var a = '<b>';</script>end",
+            ["para", "x", "end"],
+        ),
+        ("I <3 this, 2 < 3 and 5 > 4", ["I <3 this, 2 < 3 and 5 > 4"]),
+        ("half a pair \ud83d here", ["half a pair here"]),
+        ("", []),
+    ],
+)
+def test_clean(text, lines):
+    assert common.clean(text) == lines
+
+
+@pytest.mark.parametrize(
+    "parts, text",
+    [
+        (["Soap", "Clean", "fresh"], "Soap. Clean. fresh"),
+        (["Soap!", "", "So: clean,", "fresh", ""], "Soap! So: clean, fresh"),
+        (["Soap"], "Soap"),
+        (["", ""], ""),
+        ([], ""),
+    ],
+)
+def test_join_sentences(parts, text):
+    assert common.join_sentences(parts) == text
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    "value, seconds",
+    [
+        ("12.5", 12.5),
+        (12.5, 12.5),
+        ("1E3", 1000),
+        ("-1", -1),
+        ("1970-01-02", DAY),  # UTC unless it says otherwise
+        ("1970-01-01T02:00+02:00", 0),
+        ("1970-01-02T00:00:01Z", DAY + 1),
+        ("1970-01-02 00:00:01Z", DAY + 1),
+        ("1970-01-02 00:00:01.25", DAY + 1.25),
+        ("1970-01-02T00:00:00.500000000Z", DAY + 0.5),
+    ],
+)
+def test_parse_time(value, seconds):
+    assert common.parse_time(value) == seconds
+
+
+WRONG_TIMES = ("soon", "", "1.2.3", "31.05.2024", None)
+NOT_FINITE = ("nan", "inf", "-Infinity", "1e999", float("nan"), float("inf"))
+
+
+@pytest.mark.parametrize("value", [*WRONG_TIMES, *NOT_FINITE])
+def test_what_is_no_time_is_named(value):
+    with pytest.raises(ValueError) as error:
+        common.parse_time(value)
+    assert repr(str(value)) in str(error.value) and "2024-05-31" in str(error.value)
+
+
+OF_2024 = {  # the same moment
+    "a date": "2024-05-31",
+    "seconds": 1717113600,
+    "milliseconds": 1717113600000,
+    "microseconds": "1717113600000000",
+    "nanoseconds": 1.7171136e18,
+}
+
+
+@pytest.mark.parametrize("first, second", list(itertools.permutations(OF_2024, 2)))
+def test_times_of_two_kinds(first, second):
+    kinds = {}
+    for line in (2, 3):
+        common.check_kind(kinds, OF_2024[first], "log.csv", line)
+    with pytest.raises(saerec.UserError) as error:
+        common.check_kind(kinds, OF_2024[second], "log.csv", 4)
+    for line, kind in ((2, first), (4, second)):
+        assert f"line {line} has {OF_2024[kind]} ({kind})" in str(error.value)
+
+
+# Interactions
+
+
+def test_interactions_by_hand():
+    """Users are sorted by id, items numbered as they turn up; bob's two at 5 are tied."""
+    rows = [("bob", "x", 5, 1), ("ann", "y", 9, 2), ("bob", "z", 1, 3), ("bob", "y", 5, 4)]
+    rows += [("al", "x", 7, 5), ("bob", "x", 5, 6)]
+    log = common.index_interactions(rows)
+    assert log.user_ids == ["al", "ann", "bob"] and log.item_ids == ["x", "y", "z"]
+    assert log.user.tolist() == [0, 1, 2, 2, 2, 2]
+    assert log.time.tolist() == [7, 9, 1, 5, 5, 5]
+    lines = {"x": [1, 6], "y": [4]}  # what differs in nothing else stays as in the file
+    x_or_y = sorted("xy", key=lambda item: common.hash_order("bob", item))
+    assert log.line.tolist() == [5, 2, 3, *lines[x_or_y[0]], *lines[x_or_y[1]]]
+    assert log.user_bounds().tolist() == [0, 1, 2, 6]
+    assert log.ties() == dict(ties=2, pairs=3)
+    kept = log.select([0, 2, 5])
+    assert list(kept.sequences()) == [("al", ["x"]), ("bob", ["z", x_or_y[1]])]
+    assert kept.ties() == dict(ties=0, pairs=1)
+
+
+def test_no_interactions():
+    log = common.index_interactions([])
+    assert list(log.sequences()) == [] and log.ties() == dict(ties=0, pairs=0)
+
+
+def test_order_of_lines_is_no_signal():
+    """However the lines of a log with times of whole days are ordered, its sequences are the same.
+
+    The order of ties is another for every user: that of the ids would be a signal, too.
+    """
+    draw = random.Random(0)
+    rows = []
+    for line in range(600):
+        user = f"u{draw.randrange(30)}"
+        rows.append((user, f"i{draw.randrange(20)}", DAY * draw.randrange(8), line))
+    sequences = list(common.index_interactions(rows).sequences())
+    ties = common.index_interactions(rows).ties()
+    assert 0 < ties["ties"] < ties["pairs"] == 600 - 30
+    for key in (lambda row: row[1], lambda row: draw.random()):
+        again = common.index_interactions(sorted(rows, key=key))
+        assert list(again.sequences()) == sequences
+        assert again.ties() == ties
+
+    at_once = [(f"u{user}", item, 0, 0) for user in range(200) for item in ("a", "b")]
+    first = [items[0] for _, items in common.index_interactions(at_once).sequences()]
+    assert 70 < first.count("a") < 130  # 4 standard deviations
 
 
 def test_ties_are_ordered_by_a_hash_by_hand():

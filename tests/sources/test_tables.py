@@ -1,11 +1,11 @@
-"""Tables of one's own, and what the sources share: cleaning texts, reading times, ordering."""
+"""Tables of one's own: by hand, other ways to write them, and tables that are damaged."""
 
 import gzip
 import json
 
 import pytest
 
-from sources import common, tables
+from sources import tables
 
 LOG = "user,item,time\nann,i3,30\nann,i1,10\nbob,i1,5\nann,i2,20\nann,i1,40\n"
 ITEMS = (
@@ -15,70 +15,6 @@ ITEMS = (
     "i3,Brush & Co.,<b>Hard</b> hair\n"
     "i9,Not sold,x\n"
 )
-
-
-# What the sources share
-
-
-@pytest.mark.parametrize(
-    "text, lines",
-    [
-        ("  plain \t text ", ["plain text"]),
-        ("AT&amp;T says &amp;quot;hi&amp;quot;&nbsp;&#39;now&#39;", ["AT&T says \"hi\" 'now'"]),
-        ("one<br />two<BR>three\n\nfour", ["one", "two", "three", "four"]),
-        ("a <b>bold</b>, <a href='x'>link</a>ed <i>word</i>", ["a bold, linked word"]),
-        (
-            "<p>para</p><ul><li>x</li></ul><!-- no --> <script>var a = '<b>';</script>end",
-            ["para", "x", "end"],
-        ),
-        ("I <3 this, 2 < 3 and 5 > 4", ["I <3 this, 2 < 3 and 5 > 4"]),
-        ("half a pair \ud83d here", ["half a pair here"]),
-        ("", []),
-    ],
-)
-def test_clean(text, lines):
-    assert common.clean(text) == lines
-
-
-@pytest.mark.parametrize(
-    "parts, text",
-    [
-        (["Soap", "Clean", "fresh"], "Soap. Clean. fresh"),
-        (["Soap!", "", "So: clean,", "fresh", ""], "Soap! So: clean, fresh"),
-        (["Soap"], "Soap"),
-        (["", ""], ""),
-        ([], ""),
-    ],
-)
-def test_join_sentences(parts, text):
-    assert common.join_sentences(parts) == text
-
-
-def test_parse_time():
-    assert common.parse_time("12.5") == common.parse_time(12.5) == 12.5
-    assert common.parse_time("1E3") == 1000
-    assert common.parse_time("1970-01-02") == 86400  # UTC unless it says otherwise
-    assert common.parse_time("1970-01-01T02:00+02:00") == common.parse_time("1970-01-01") == 0
-    for value in ("soon", "nan", "", "1.2.3", None):
-        with pytest.raises(ValueError):
-            common.parse_time(value)
-
-
-def test_interactions_by_hand():
-    """Users and items are numbered as they turn up; ties in time keep the order of the file."""
-    rows = [("bob", "x", 5, 1), ("ann", "y", 9, 2), ("bob", "z", 1, 3), ("bob", "y", 5, 4)]
-    log = common.index_interactions(rows)
-    assert log.user_ids == ["bob", "ann"] and log.item_ids == ["x", "y", "z"]
-    assert log.user.tolist() == [0, 0, 0, 1]
-    assert log.item.tolist() == [2, 0, 1, 1]
-    assert log.line.tolist() == [3, 1, 4, 2]
-    assert log.user_bounds().tolist() == [0, 3, 4]
-    assert list(log.sequences()) == [("bob", ["z", "x", "y"]), ("ann", ["y"])]
-    assert list(log.select([0, 2]).sequences()) == [("bob", ["z", "y"])]
-    assert list(common.index_interactions([]).sequences()) == []
-
-
-# Tables
 
 
 def write_tables(tmp_path, interactions, items, *options, suffix=""):
