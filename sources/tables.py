@@ -4,8 +4,10 @@
         --text-columns title,description
 
 The first line of a table names its columns. Cells are parted by the commonest of , ; | and tab in
-that line, or by --delimiter; quotes are those of CSV; either file may be gzipped (.gz). An item may
-have several lines, each of which is a text. Interactions stay as they are, repeats and all.
+that line, or by --delimiter; quotes are those of CSV, but for tables parted by tabs, which have
+none; either file may be gzipped. An item may have several lines, each of which is a text. Cells
+such as NA or NULL are no text. Interactions stay as they are, repeats and all; those of a user at
+the same time are ordered by a hash, since the order of lines may be a signal.
 """
 
 import csv
@@ -13,13 +15,14 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saerec import UserError, read_lines, run_command, setting  # noqa: E402
+from saerec import MISSING, UserError, check_id, read_lines, run_command, setting  # noqa: E402
 from sources.common import (  # noqa: E402
-    clean, index_interactions, join_sentences, parse_time, write_dataset,
+    check_kind, clean, index_interactions, join_sentences, parse_time, write_dataset,
 )  # fmt: skip
 
 
@@ -41,71 +44,143 @@ class TablesSettings:
     delimiter: str = setting("", "what parts the cells, \\t is a tab; found if not given")
 
 
-def find_delimiter(given, first_line):
-    """What parts the cells of a table -> one character. Raises UserError."""
-    delimiter = given.replace("\\t", "\t") or max(",;|\t", key=first_line.count)
-    if len(delimiter) != 1:
-        raise UserError(f"--delimiter is {delimiter!r}; it must be one character, or \\t")
-    return delimiter
+csv.field_size_limit(2**31 - 1)  # Python's own, 131,072 characters, is low for a description
 
 
-def read_table(path, columns, delimiter):
-    """Yield (line number, cells of these columns) of a table. Raises UserError with the line."""
+def open_table(path, delimiter):
+    """The csv.reader of a table's lines. Raises UserError."""
     numbered = read_lines(Path(path), hashlib.sha256())  # the digest is of no use here
-    lines = (line.lstrip("\ufeff") for _, line in numbered)  # a spreadsheet's byte order mark
+    lines = (line for _, line in numbered)
     first = next(lines, "")
-    delimiter = find_delimiter(delimiter, first)
-    lines = itertools.chain([first], lines)
-    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    delimiter = delimiter.replace("\\t", "\t") or max(",;|\t", key=first.count)
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise UserError(f"--delimiter is {delimiter!r}; it must be one character, or \\t")
+    # In tables parted by tabs a quote is a character as any other, such as that of inches
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    how = dict(delimiter=delimiter, quoting=quoting, skipinitialspace=True)
+    return csv.reader(itertools.chain([first], lines), **how)
+
+
+def find_columns(path, names, wanted):
+    """Where the wanted columns are among the names in the first line -> list of int. UserError."""
+    if not names:
+        raise UserError(f"{path} is empty, or its first line is: bring a line of column names")
+    for name in wanted:
+        if name and names.count(name) == 1:
+            continue
+        problem = f"has no column {name!r} among {names}"
+        remedy = "see --...-column(s) and --delimiter"
+        if names.count(name) > 1:
+            problem = f"has several columns {name!r}"
+            remedy = "rename all but one"
+        elif f'"{name}"' in names:
+            problem = f"has column {name!r} in quotes, which tables parted by tabs have not"
+            remedy = "write all cells without"
+        elif any(re.fullmatch(r"[-+.]?\d[-+.:TZ \d]*", one) for one in names):
+            problem += ", the first line, which looks like data"
+            remedy = "add a line of column names before it"
+        raise UserError(f"{path} {problem}: {remedy}")
+    return [names.index(name) for name in wanted]
+
+
+def check_row(cells, names, delimiter):
+    """Refuse cells that cannot have been meant as a row. Raises ValueError with the reason."""
+    if any("\n" in cell and delimiter in cell for cell in cells):
+        problem = f"a cell holds a line break and {delimiter!r}, as after a quote never closed"
+        raise ValueError(f"{problem}: close it, or replace line breaks within cells by spaces")
+    if len(cells) != len(names):
+        remedy = f"quote cells that hold {delimiter!r}, name all columns"
+        if len(cells) < len(names):
+            remedy = "complete the line, replace line breaks within cells by spaces"
+        elif delimiter == "\t":
+            remedy = "replace tabs within cells by spaces, name all columns"
+        raise ValueError(f"{len(cells)} cell(s), the first line has {len(names)}: {remedy}")
+
+
+def read_table(path, ids, others, delimiter):
+    """Yield (line where it begins, cells of some columns) of each row of a table that is not empty.
+
+    ids: {"user" or "item": its column}, the first columns; others: list of columns. Raises
+    UserError with the line.
+    """
+    reader = open_table(path, delimiter)
+    wanted = [*ids.values(), *others]
+    line = 1
+    rows = 0
     try:
-        for name in columns:
-            if name not in (reader.fieldnames or ()):
-                problem = f"has no column {name!r} among {reader.fieldnames}"
-                raise UserError(f"{path} {problem}: see --...-column(s) and --delimiter")
-        for row in reader:
-            if None in row or None in row.values():  # how DictReader marks too many, too few
-                problem = f"not a cell for each column: quote the cells with {delimiter!r}"
-                raise UserError(f"{path} line {reader.line_num}: {problem}")
-            yield reader.line_num, [row[name].strip() for name in columns]
+        names = [name.strip(" \t") for name in next(reader, [])]
+        check_row(names, names, reader.dialect.delimiter)
+        places = find_columns(path, names, wanted)
+        line = reader.line_num + 1
+        for cells in reader:
+            if any(cells):
+                check_row(cells, names, reader.dialect.delimiter)
+                cells = [cells[place].strip(" \t") for place in places]
+                if cells[0] == wanted[0]:
+                    raise ValueError("column names once more, as of joined files: remove the line")
+                for cell in cells[: len(ids)]:
+                    if cell != cell.strip():  # neither spaces nor tabs, as those are gone
+                        raise ValueError(f"id {cell!r} holds white space: write it without")
+                    check_id(cell)
+                rows += 1
+                yield line, cells
+            line = reader.line_num + 1
     except csv.Error as error:
-        problem = f"{error}: correct its quotes, or give --delimiter"
-        raise UserError(f"{path} line {reader.line_num}: {problem}") from error
+        problem = "a carriage return without a line feed, as on old Macs"
+        remedy = "save the table with line ends of Unix or Windows"
+        raise UserError(f"{path} line {line}: {problem}: {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path} line {line}: {error}") from error
+    if not rows:
+        raise UserError(f"{path} has a line of column names and no other: bring the whole table")
 
 
 def read_interactions(settings):
     """Yield the rows for `index_interactions` of the table. Raises UserError with the line."""
     path = settings.interactions
-    columns = [settings.user_column, settings.item_column]
-    if settings.time_column:
-        columns.append(settings.time_column)
-    for line, (user, item, *time_cell) in read_table(path, columns, settings.delimiter):
-        if len(user.split()) != 1 or len(item.split()) != 1:
-            problem = f"ids {user!r}, {item!r}: one is empty or has white space: put _ there"
-            raise UserError(f"{path} line {line}: {problem}")
+    ids = {"user": settings.user_column, "item": settings.item_column}
+    others = [settings.time_column] if settings.time_column else []
+    kinds = {}
+    for line, (user, item, *time_cell) in read_table(path, ids, others, settings.delimiter):
         when = line
-        if time_cell:
+        for cell in time_cell:
             try:
-                when = parse_time(time_cell[0])
+                when = parse_time(cell)
             except ValueError as error:
-                problem = f"{time_cell[0]!r} is no number or date like 2024-05-31: mend it"
-                raise UserError(f"{path} line {line}: {problem}") from error
+                raise UserError(f"{path} line {line}: {error}: mend it") from error
+            check_kind(kinds, cell, path, line)
         yield user, item, when, line
 
 
-def read_items(settings, known):
-    """Yield the rows of texts.jsonl of the table of items. Raises UserError with the line.
+def read_items(settings, item_ids):
+    """Read the rows of texts.jsonl of the table of items -> list of dict. Raises UserError.
 
-    known: the set of item ids that have interactions; other items are left out, and counted.
+    item_ids: list of those that have interactions; other items are left out, and counted.
     """
-    columns = [settings.item_column, *settings.text_columns.split(",")]
+    path = settings.items
+    ids = {"item": settings.item_column}
+    others = [name.strip() for name in settings.text_columns.split(",")]
+    known = set(item_ids)
+    found = set()
+    rows = []
     left_out = 0
-    for _, (item, *cells) in read_table(settings.items, columns, settings.delimiter):
+    other = ""
+    for _, (item, *cells) in read_table(path, ids, others, settings.delimiter):
         if item not in known:
             left_out += 1
+            other = other or item
             continue
-        texts = [" ".join(clean(cell)) for cell in cells]
-        yield {"item": item, "title": texts[0], "text": join_sentences(texts)}
-    print(f"{settings.items}: {left_out:,} line(s) of items without interactions left out")
+        found.add(item)
+        texts = ["" if cell.lower() in MISSING else " ".join(clean(cell)) for cell in cells]
+        rows.append({"item": item, "title": texts[0], "text": join_sentences(texts)})
+    if not rows:
+        problem = f"none of the ids in {path} occur in {settings.interactions}"
+        examples = f"{settings.interactions}: {item_ids[0]!r}, {path}: {other!r}"
+        raise UserError(f"{problem} ({examples}): write them alike in both")
+    print(f"{path}: {left_out:,} line(s) of items without interactions left out")
+    lacking = len(known) - len(found)
+    print(f"{path}: {lacking:,} of {len(known):,} items with interactions have no line")
+    return rows
 
 
 def prepare(settings):
@@ -114,7 +189,9 @@ def prepare(settings):
         raise UserError("a table is missing: give --interactions FILE and --items FILE")
     os.stat(settings.items)  # miss it now, not after the other table was read
     log = index_interactions(read_interactions(settings))
-    write_dataset(settings.out, log.sequences(), read_items(settings, set(log.item_ids)))
+    rows = read_items(settings, log.item_ids)
+    ties = log.ties() if settings.time_column else None
+    write_dataset(settings.out, log.sequences(), rows, ties)
 
 
 def main(argv=None):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 
 import pytest
 
@@ -34,9 +35,16 @@ def write_tables(tmp_path, interactions, items, *options, suffix=""):
 def outcome(tmp_path, *arguments, **more):
     """Run the script on two tables -> the lines of sequences.txt, the rows of texts.jsonl."""
     assert tables.main(write_tables(tmp_path, *arguments, **more)) == 0
-    sequences = (tmp_path / "out" / "sequences.txt").read_text().splitlines()
-    texts = (tmp_path / "out" / "texts.jsonl").read_text().splitlines()
+    sequences = (tmp_path / "out" / "sequences.txt").read_text().split("\n")[:-1]
+    texts = (tmp_path / "out" / "texts.jsonl").read_text().split("\n")[:-1]
     return sequences, [json.loads(line) for line in texts]
+
+
+def refused(tmp_path, fails, interactions, items, *words, options=()):
+    """Run the script on two tables -> its error, which holds the words; nothing is written."""
+    error = fails(tables.main, write_tables(tmp_path, interactions, items, *options), *words)
+    assert not list(tmp_path.glob("out/*"))
+    return error
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -48,8 +56,16 @@ def test_tables_by_hand(tmp_path, capsys, suffix):
         {"item": "i2", "title": 'A "big" towel', "text": 'A "big" towel'},
         {"item": "i3", "title": "Brush & Co.", "text": "Brush & Co. Hard hair"},
     ]
-    said = f"items.csv{suffix}: 1 line(s) of items without interactions left out"
-    assert said in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"items.csv{suffix}: 1 line(s) of items without interactions left out" in said
+    assert f"items.csv{suffix}: 0 of 3 items with interactions have no line" in said
+
+
+def test_items_without_a_line(tmp_path, capsys):
+    outcome(tmp_path, LOG, ITEMS.replace("i2,", "i7,"))
+    said = capsys.readouterr().out
+    assert "2 line(s) of items without" in said
+    assert "1 of 3 items with interactions have no line" in said
 
 
 SPREADSHEET = [
@@ -57,6 +73,9 @@ SPREADSHEET = [
     ("item,title", "\ufeffitem,title"),
     ("\n", "\r\n"),
 ]
+# Tables parted by tabs have no quotes
+TABS = [('"Clean, fresh"', "Clean, fresh"), ('"A ""big"" towel"', 'A "big" towel')]
+TABS += [(", fresh", "; fresh"), (",", "\t")]
 OTHER_NAMES = [("user", "who"), ("item,", "what,"), ("time", "when"), ("title", "name")]
 OTHER_COLUMNS = (
     "--user-column who --item-column what --time-column when --text-columns name,description"
@@ -67,12 +86,13 @@ OTHER_COLUMNS = (
     "changes, options",
     [
         ([(",", ";"), ("Clean;", "Clean,")], ""),
-        ([(",", "\t")], ""),
-        ([(",", "\t")], r"--delimiter \t"),
+        (TABS, ""),
+        (TABS, r"--delimiter \t"),
         ([(",", "|")], ""),
         ([(",", "^")], "--delimiter ^"),
         (SPREADSHEET, ""),
         ([("\n", "\n\n")], ""),
+        ([("\n", "\n,,\n")], ""),  # empty rows of a spreadsheet
         ([(",", ", ")], ""),
         (OTHER_NAMES, OTHER_COLUMNS),
     ],
@@ -87,6 +107,46 @@ def test_other_ways_to_write_the_same_tables(tmp_path, changes, options):
     again, also = outcome(tmp_path, changed(LOG), changed(ITEMS), *options.split())
     assert again == sequences and len(also) == 3
     assert [row["title"] for row in also] == [row["title"] for row in texts]
+
+
+def test_lone_quotes_in_a_table_parted_by_tabs(tmp_path):
+    """Inches open no cell: each item keeps its text."""
+    items = 'item\ttitle\tdescription\ni1\t"Big\t5" wide\ni2\t12"\t"\ni3\tBrush\tx, y\n'
+    _, texts = outcome(tmp_path, LOG, items)
+    assert [row["text"] for row in texts] == ['"Big. 5" wide', '12". "', "Brush. x, y"]
+
+
+def test_a_cell_may_be_long(tmp_path):
+    long = "word " * 28_600  # above the limit of Python's csv, 131,072 characters
+    _, texts = outcome(tmp_path, LOG, ITEMS.replace("Hard", long))
+    assert len(long) == 143_000 and len(texts[2]["text"]) > 142_000
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    """Other characters at which str.splitlines() cuts are white space within a cell."""
+    odd = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+    items = ITEMS.replace("Clean, fresh", f"Clean,{odd}fresh").replace("Hard", f"Ha{odd}rd")
+    _, texts = outcome(tmp_path, LOG, items)
+    assert [row["text"] for row in texts] == [
+        "Soap. Clean, fresh",
+        'A "big" towel',
+        "Brush & Co. Ha rd hair",
+    ]
+
+
+def test_line_breaks_within_quotes(tmp_path):
+    _, texts = outcome(tmp_path, LOG, ITEMS.replace("Clean, fresh", "Clean\nand\r\nfresh"))
+    assert texts[0]["text"] == "Soap. Clean and fresh"
+
+
+@pytest.mark.parametrize("word", ["", "NA", "N/A", "nan", "NULL", "null", "None", "<NA>"])
+def test_missing_texts(tmp_path, word):
+    items = f"item,title,description\ni1,{word},Clean\ni2,Towel,{word}\ni3,{word},{word}\n"
+    _, texts = outcome(tmp_path, LOG, items)
+    assert texts == [
+        {"item": "i1", "text": "Clean"},
+        {"item": "i2", "title": "Towel", "text": "Towel"},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +171,33 @@ def test_times(tmp_path, times, order):
     assert outcome(tmp_path, log, items)[0] == ["u " + order]
 
 
-def test_lines_in_order_need_no_times(tmp_path):
+def test_lines_in_order_need_no_times(tmp_path, capsys):
     log = "user,item,time\nu,i1,x\nu,i3,y\nu,i1,\nu,i2,z\n"
     assert outcome(tmp_path, log, ITEMS, "--time-column", "")[0] == ["u i1 i3 i1 i2"]
+    assert "same time" not in capsys.readouterr().out
 
 
-NEVER_CLOSED = ITEMS + 'i4,"never closed,x\n' + "y\n" * 100_000
+def test_order_of_lines_is_no_signal(tmp_path, capsys):
+    """Shuffling a log with times of whole days changes no byte; the share of ties is said."""
+    draw = random.Random(0)
+    head = "user,item,time\n"
+    lines = []
+    for user in range(20):
+        for item in draw.sample(range(9), 5):
+            lines.append(f"u{user},i{item},2024-05-{draw.randint(10, 13)}\n")
+    items = "item,title\n" + "".join(f"i{item},Thing {item}\n" for item in range(9))
+    options = ("--text-columns", "title")
+    by_item = head + "".join(sorted(lines, key=lambda line: line.split(",")[1]))
+    outcome(tmp_path, by_item, items, *options)
+    written = (tmp_path / "out" / "sequences.txt").read_bytes()
+    assert "have the same time" in capsys.readouterr().out
+    for _ in range(3):
+        draw.shuffle(lines)
+        outcome(tmp_path, head + "".join(lines), items, *options)
+        assert (tmp_path / "out" / "sequences.txt").read_bytes() == written
+
+
+# Tables that are damaged: one sentence, nothing written
 
 
 @pytest.mark.parametrize(
@@ -137,22 +218,136 @@ NEVER_CLOSED = ITEMS + 'i4,"never closed,x\n' + "y\n" * 100_000
             ["no column 'user'", "['user,item,time']", "--delimiter"],
         ),
         (LOG, ITEMS, "--delimiter ::", ["--delimiter is '::'", "one character"]),
-        (LOG + "ann,i1\n", ITEMS, "", ["interactions.csv line 7", "cell"]),
-        (LOG + "ann,i1,5,6\n", ITEMS, "", ["interactions.csv line 7", "cell"]),
-        (LOG, NEVER_CLOSED, "", ["items.csv line", "field larger than field limit"]),
-        (LOG + "ann,i1,soon\n", ITEMS, "", ["interactions.csv line 7", "'soon'", "2024-05-31"]),
-        (LOG + "ann,i1,nan\n", ITEMS, "", ["interactions.csv line 7", "'nan'"]),
-        (LOG + "ann b,i1,5\n", ITEMS, "", ["interactions.csv line 7", "'ann b'", "white space"]),
-        (LOG + "ann,,5\n", ITEMS, "", ["interactions.csv line 7", "''", "empty"]),
-        (LOG.encode() + b"caf\xe9,i1,5\n", ITEMS, "", ["interactions.csv line 7", "UTF-8"]),
-        ("", ITEMS, "", ["interactions.csv has no column 'user'"]),
-        ("user,item,time\n", ITEMS, "", ["no user with 3 items"]),
-        (LOG, "item,title,description\nz,z,z\n", "", ["no text to learn intents from"]),
+        (LOG, ITEMS, '--delimiter "', ["""--delimiter is '"'""", "one character"]),
+        (LOG, ITEMS, "--text-columns ,", ["items.csv has no column ''"]),
+        (LOG, ITEMS.replace("title", ""), "--text-columns ,", ["items.csv has no column ''"]),
+        (
+            LOG.replace(",time", ",user"),
+            ITEMS,
+            "--time-column item",
+            ["interactions.csv has several columns 'user'", "rename"],
+        ),
+        (
+            LOG,
+            ITEMS.replace("description", "title"),
+            "--text-columns title",
+            ["items.csv has several columns 'title'", "rename"],
+        ),
+        (
+            LOG.replace("user,item,time", '"user"\t"item"\t"time"'),
+            ITEMS,
+            "",
+            ["interactions.csv has column 'user' in quotes", "write all cells without"],
+        ),
+        ("", ITEMS, "", ["interactions.csv is empty", "column names"]),
+        ("\n" + LOG, ITEMS, "", ["interactions.csv is empty, or its first line is"]),
+        (LOG, "", "", ["items.csv is empty"]),
+        ("user,item,time\n\n,,\n", ITEMS, "", ["interactions.csv has a line of column names"]),
+        (LOG, "item,title,description", "", ["items.csv has a line of column names and no other"]),
     ],
 )
-def test_wrong_tables(tmp_path, fails, interactions, items, options, words):
-    argv = write_tables(tmp_path, interactions, items, *options.split())
-    fails(tables.main, argv, *words)
+def test_wrong_columns(tmp_path, fails, interactions, items, options, words):
+    refused(tmp_path, fails, interactions, items, *words, options=options.split())
+
+
+@pytest.mark.parametrize("first", ["196\t242\t881250949", "ann,i1,2024-05-31", "ann;B1;5.0"])
+def test_no_line_of_column_names(tmp_path, fails, first):
+    words = ["interactions.csv has no column 'user'", "looks like data", "add a line"]
+    refused(tmp_path, fails, f"{first}\n{first}\n", ITEMS, *words)
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("ann,i1", ["2 cell(s), the first line has 3", "complete the line"]),
+        ("ann,i1,5,6", ["4 cell(s), the first line has 3", "quote cells that hold ','"]),
+        ("ann,i1,soon", ["'soon' is no", "2024-05-31"]),
+        ("ann,i1,", ["'' is no", "2024-05-31"]),
+        ("ann,i1,nan", ["'nan' is no"]),
+        ("ann,i1,-inf", ["'-inf' is no finite"]),
+        ("ann,i1,1e999", ["'1e999' is no finite"]),
+        ("ann b,i1,5", ["id 'ann b'", "white space"]),
+        ("ann,i\u20281,5", [r"id 'i\u20281'", "white space"]),
+        ("\x1cann,i1,5", [r"id '\x1cann'", "white space"]),
+        ("ann,i1\x85,5", [r"id 'i1\x85'", "white space"]),
+        ("ann,,5", ["id ''", "missing value", "remove the line"]),
+        ("Null,i1,5", ["id 'Null'", "missing value", "remove the line"]),
+        ("ann,9.78E+12,5", ["id '9.78E+12'", "spreadsheet"]),
+        ("user,item,time", ["column names once more", "remove the line"]),
+        ("ann,i1,5\rann,i2,5", ["carriage return", "Unix or Windows"]),
+    ],
+)
+def test_wrong_lines(tmp_path, fails, line, words):
+    refused(tmp_path, fails, f"{LOG}{line}\n", ITEMS, "interactions.csv line 7: ", *words)
+
+
+def test_bytes_that_are_no_utf8(tmp_path, fails):
+    log = LOG.encode() + b"caf\xe9,i1,5\n"
+    refused(tmp_path, fails, log, ITEMS, "interactions.csv line 7", "UTF-8")
+
+
+@pytest.mark.parametrize("odd", ["NA", "item", "9.78E+12", "i 4"])
+def test_wrong_ids_of_items(tmp_path, fails, odd):
+    refused(tmp_path, fails, LOG, f"{ITEMS}{odd},x,y\n", "items.csv line 6: ")
+
+
+@pytest.mark.parametrize("rows", [1, 100_000])
+def test_a_quote_that_is_never_closed(tmp_path, fails, rows):
+    """It would swallow all that follows, up to the next quote; the line is that of the quote."""
+    items = ITEMS + 'i4,"never closed,x\n' + "i5,y,z\n" * rows
+    words = ["items.csv line 6: ", "a line break and ','", "close it", "by spaces"]
+    refused(tmp_path, fails, LOG, items, *words)
+    refused(tmp_path, fails, LOG, items + 'i6,inches 5",z\n', *words)
+    refused(tmp_path, fails, LOG.replace("time", '"time'), ITEMS, "interactions.csv line 1: a cell")
+
+
+def test_line_breaks_and_tabs_in_a_table_parted_by_tabs(tmp_path, fails):
+    items = 'item\ttitle\ni1\t"Soap\nand water"\n'
+    words = ["items.csv line 3: 1 cell(s), the first line has 2", "line breaks within cells"]
+    refused(tmp_path, fails, LOG, items, *words, options=("--text-columns", "title"))
+    items = "item\ttitle\ni1\tSoap\tand water\n"
+    words = ["items.csv line 2: 3 cell(s), the first line has 2", "tabs within cells by spaces"]
+    refused(tmp_path, fails, LOG, items, *words, options=("--text-columns", "title"))
+
+
+@pytest.mark.parametrize("table", ["interactions", "items"])
+def test_line_ends_of_old_macs(tmp_path, fails, table):
+    contents = {"interactions": LOG, "items": ITEMS}
+    contents[table] = contents[table].replace("\n", "\r")
+    words = [f"{table}.csv line 1: ", "old Macs", "line ends of Unix"]
+    refused(tmp_path, fails, *contents.values(), *words)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["1588687728", "1588687728923"],
+        ["1588687728923", "1588687728923000"],
+        ["2020-05-05", "1588687728"],
+        ["5", "2020-05-05T14:08Z"],
+    ],
+)
+def test_times_of_two_kinds(tmp_path, fails, times):
+    log = "user,item,time\n" + "".join(f"ann,i1,{when}\n" for when in times)
+    words = ["interactions.csv", f"line 2 has {times[0]}", f"line 3 has {times[1]}", "alike"]
+    refused(tmp_path, fails, log, ITEMS, *words)
+
+
+@pytest.mark.parametrize(
+    "in_log, in_items",
+    [("1", "1.0"), ("0108775015", "108775015"), ("b1", "B1"), ("1", "\u200b1"), ("1", "#1")],
+)
+def test_tables_that_do_not_fit_together(tmp_path, fails, in_log, in_items):
+    log = f"user,item,time\nann,{in_log},1\nann,2,2\n"
+    items = f"item,title,description\n{in_items},Soap,x\n3,Towel,y\n"
+    error = refused(tmp_path, fails, log, items, "none of the ids in", "alike in both")
+    assert f"interactions.csv: {in_log!r}, " in error and f"items.csv: {in_items!r})" in error
+
+
+def test_tables_with_too_little(tmp_path, fails):
+    refused(tmp_path, fails, "user,item,time\nann,i1,1\n", ITEMS, "no user with 3 items")
+    items = "item,title,description\ni1,NA,\n"
+    refused(tmp_path, fails, LOG, items, "no text to learn intents from")
 
 
 def test_tables_that_are_not_there(tmp_path, fails):
