@@ -690,6 +690,7 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
     total = int(train.sum())
     test = corpus.held_out.nonzero()[:, 0]
     test_terms = terms.gather(test)
+    test_texts = F.normalize(corpus.embeddings[test], dim=1)  # an encoder need not do that
     frequency = terms.gather(train.nonzero()[:, 0]).column_counts().numpy()
     own_texts = [texts[train[texts]] for texts in (by_latent.row(n)[0] for n in latents.tolist())]
     word_scores, words = meanings(corpus, own_texts)
@@ -714,13 +715,12 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
         row = dict(intent=intent, latent=latent, label=label, keywords=keywords)
         row |= dict(texts=list(strongest)[:5], items=[data.items[v] for v in items[:5]])
         fires = torch.isin(test, texts).numpy()
-        score = test_terms.weighted_sums(odds_column(odds, len(names)))[:, 0].numpy()
         row |= dict(density=len(texts) / len(train), detection_texts=int(fires.sum()))
-        row["detection_auroc"] = auroc(score, fires)
-        row["permuted_auroc"] = None if others is None else auroc(others, fires)
+        score = test_terms.weighted_sums(odds_column(odds, len(names)))[:, 0].numpy()
         meaning = [known[word] for word in label.split(", ") if word in known]
-        near = corpus.embeddings[test] @ corpus.word_vectors[meaning].mean(0)
-        row["meaning_auroc"] = auroc(near.numpy(), fires) if meaning else None
+        near = (test_texts @ corpus.word_vectors[meaning].mean(0)).numpy() if meaning else None
+        for name, one in dict(detection=score, permuted=others, meaning=near).items():
+            row[f"{name}_auroc"] = None if one is None else auroc(one, fires)
         rows.append(row)
         others = score
         progress.show(intent + 1)
