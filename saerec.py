@@ -454,7 +454,7 @@ def check_id(name):
     """Raises ValueError for what cannot be the id of a user or an item, with the remedy."""
     if name.strip().lower() in MISSING:
         raise ValueError(f"id {name!r} is a missing value: remove the line")
-    if len(name.split()) != 1:
+    if name.split() != [name]:
         raise ValueError(f"id {name!r} holds white space: write it without")
     if re.fullmatch(r"\d+([.,]\d+)?E\+\d+|\d+[.,]\d+E\d+", name, re.I):
         raise ValueError(f"id {name!r} was rounded by a spreadsheet: export ids as text")

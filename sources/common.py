@@ -4,6 +4,7 @@
 """
 
 import array
+import contextlib
 import dataclasses
 import hashlib
 import html
@@ -166,20 +167,22 @@ def write_dataset(out, sequences, rows, ties=None):
     out = Path(out)
     claim(out)
     rows = ({name: value for name, value in row.items() if value} for row in rows if row["text"])
-    with tempfile.TemporaryDirectory(dir=out) as temporary:
-        new = Path(temporary)
-        write_rows(new / "texts.jsonl", rows)
-        write_lines(new / "sequences.txt", (" ".join([user, *row]) for user, row in sequences))
-        if ties:
-            write_rows(new / "ties.json", [ties])
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=out) as temporary:
+            new = Path(temporary)
+            write_rows(new / "texts.jsonl", rows)
+            write_lines(new / "sequences.txt", (" ".join([user, *row]) for user, row in sequences))
+            if ties:
+                write_rows(new / "ties.json", [ties])
             data = load_dataset(new)
-        except UserError as error:
-            raise UserError(str(error).replace(temporary, str(out))) from error
-        for old in ("sequences.txt.gz", "texts.jsonl.gz", "ties.json"):  # of another version
-            (out / old).unlink(missing_ok=True)
-        for path in new.iterdir():
-            os.replace(path, out / path.name)
+            for old in ("sequences.txt.gz", "texts.jsonl.gz", "ties.json"):  # of another version
+                (out / old).unlink(missing_ok=True)
+            for path in new.iterdir():
+                os.replace(path, out / path.name)
+    except UserError as error:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # if nothing else is there
+        raise UserError(str(error).replace(temporary, str(out))) from error
     data = dataclasses.replace(data, folder=out)
     print(*describe(data), sep="\n")
     return data

@@ -173,6 +173,9 @@ def test_a_dataset_that_cannot_be_is_not_written(tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(saerec.UserError, match=f"{folder}/texts.jsonl line 1.*'zoo'"):
         common.write_dataset(folder, [("bob", ["a", "b", "c"])], [dict(item="zoo", text="x")])
+    with pytest.raises(saerec.UserError, match="no user with 3 items"):
+        common.write_dataset(tmp_path / "new", [("bob", ["a"])], [dict(item="a", text="x")])
+    assert not (tmp_path / "new").exists()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
