@@ -616,7 +616,7 @@ def load_models(folder, metrics, data, settings):
 
 def run_content(folder, settings):
     """All that the page shows of a run -> dict with a key per section. Raises UserError."""
-    data = run_dataset(folder)
+    data = run_dataset(folder, settings.data)
     metrics = read_result(folder, "metrics")
     if not metrics:
         path = folder / "metrics.json"
