@@ -637,8 +637,20 @@ class Corpus(NamedTuple):
     data: Dataset
     embeddings: torch.Tensor  # float32 [N, E]
     held_out: torch.Tensor  # bool [N], texts that neither the SAE nor the names see
-    words: list  # of str: what intents may be called, [] where the encoder cannot embed words
-    word_vectors: torch.Tensor  # float32 [words, E]
+    words: dict  # {what intents may be called: its row in word_vectors}
+    word_vectors: torch.Tensor  # float32 [words, E], none where the encoder cannot embed words
+
+    def meaning_auroc(self, label, texts, fires):
+        """How well the cosine with a label tells texts, int64 [n], that fire, bool [n] -> AUROC.
+
+        None if none of its words has a vector, or without both.
+        """
+        words = label.split(" (")[0].split(", ")  # without what tells equal labels apart
+        known = [self.words[word] for word in words if word in self.words]
+        if not known:
+            return None
+        x = F.normalize(self.embeddings[texts], dim=1)
+        return auroc((x @ self.word_vectors[known].mean(0)).numpy(), fires)
 
 
 class Intents(NamedTuple):
@@ -690,10 +702,10 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
     total = int(train.sum())
     test = corpus.held_out.nonzero()[:, 0]
     test_terms = terms.gather(test)
-    test_texts = F.normalize(corpus.embeddings[test], dim=1)  # an encoder need not do that
     frequency = terms.gather(train.nonzero()[:, 0]).column_counts().numpy()
     own_texts = [texts[train[texts]] for texts in (by_latent.row(n)[0] for n in latents.tolist())]
     word_scores, words = meanings(corpus, own_texts)
+    word_of_row = list(corpus.words)
     others = None  # the scores of the intent before
     taken = set()
     rows = []
@@ -703,12 +715,13 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
         active = max(len(own_texts[intent]), 1)  # it may fire on held-out texts alone
         both = terms.gather(own_texts[intent]).column_counts().numpy()
         odds = find_keywords(names, both, frequency, active, total, settings.keywords)
-        known = {corpus.words[word]: word for word in words[intent].tolist()}
+        known = [word_of_row[row] for row in words[intent].tolist()]
         said = {word: number[word] for word in known if word in number}
         counts = {word: (both[n] / active, frequency[n] / total) for word, n in said.items()}
         keywords = [names[term] for term in odds]
-        best = name_words(known, word_scores[intent].tolist(), counts) or keywords
-        label = label_of(distinct(best, 3) or [f"latent {latent}"], taken, latent)
+        best = distinct(name_words(known, word_scores[intent].tolist(), counts), 3)
+        best = better_words(corpus, own_texts[intent], keywords[:3], best)
+        label = label_of(best or [f"latent {latent}"], taken, latent)
         taken.add(label)
         strongest = dict.fromkeys(data.texts[t] for t in sort_by(texts, strength))  # each once
         items = sort_by(*item_code.transposed.row(intent))
@@ -717,14 +730,28 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
         fires = torch.isin(test, texts).numpy()
         row |= dict(density=len(texts) / len(train), detection_texts=int(fires.sum()))
         score = test_terms.weighted_sums(odds_column(odds, len(names)))[:, 0].numpy()
-        meaning = [known[word] for word in label.split(", ") if word in known]
-        near = (test_texts @ corpus.word_vectors[meaning].mean(0)).numpy() if meaning else None
-        for name, one in dict(detection=score, permuted=others, meaning=near).items():
-            row[f"{name}_auroc"] = None if one is None else auroc(one, fires)
+        row["detection_auroc"] = auroc(score, fires)
+        row["permuted_auroc"] = None if others is None else auroc(others, fires)
+        row["meaning_auroc"] = corpus.meaning_auroc(label, test, fires)
         rows.append(row)
         others = score
         progress.show(intent + 1)
     return rows
+
+
+def better_words(corpus, own, said, meant, near=0.02):
+    """Of words that its texts say and words that mean them, those for an intent's name.
+
+    The first if, by cosine, they tell its training texts, int64 [any], about as well from others:
+    people read what is said. own: all texts of the intent; said, meant: lists of str.
+    """
+    train = (~corpus.held_out).nonzero()[:, 0]
+    others = train[:: max(len(train) // 2000, 1)]
+    texts = torch.cat([own[:1000], others[~torch.isin(others, own)]])
+    fires = np.arange(len(texts)) < len(own[:1000])
+    labels = (", ".join(words[:2]) for words in (said, meant))
+    by_said, by_meant = (corpus.meaning_auroc(label, texts, fires) or 0 for label in labels)
+    return said if by_said >= by_meant - near else meant
 
 
 def meanings(corpus, own_texts):
@@ -776,12 +803,12 @@ def load_corpus(folder, settings):
     data = run_dataset(folder, settings.data)
     made_by = f"embed.py --run {folder}"
     embeddings = load_artifact(folder / "embeddings.safetensors", made_by, data)[0]["embeddings"]
-    words = []
+    words = {}
     vectors = torch.zeros(0, embeddings.shape[1])
     vocabulary = folder / "vocabulary.safetensors"
     if vocabulary.is_file():  # embed.py writes it if its encoder can embed words
         tensors, meta = load_artifact(vocabulary, made_by, data)
-        words = meta["words"]
+        words = {word: row for row, word in enumerate(meta["words"])}
         vectors = tensors["vectors"]
     held_out = held_out_texts(data.texts, settings.held_out)
     return Corpus(data, embeddings, held_out, words, vectors)

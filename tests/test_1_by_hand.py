@@ -9,6 +9,7 @@ import math
 import types
 import unicodedata
 
+import numpy as np
 import pytest
 import torch
 
@@ -277,6 +278,24 @@ def test_labels_differ():
         label = sae.label_of(["sea", "boat", "sand"], taken, 7)
         assert label == expected
         taken.add(label)
+
+
+def test_what_texts_say_names_an_intent_if_it_means_it_about_as_well():
+    """By cosine, "boat" and "nautical" tell texts 0 and 1 from 2 to 4, "sand" does not."""
+    texts = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.2, 0.8]])
+    words = {"boat": 0, "nautical": 1, "sand": 2}
+    vectors = torch.tensor([[1.0, 0.0], [0.9, -0.1], [0.0, 1.0]])
+    held_out = torch.zeros(5, dtype=torch.bool)
+    corpus = sae.Corpus(None, texts, held_out, words, vectors)
+    fires = np.array([True, True, False, False, False])
+    assert corpus.meaning_auroc("boat", torch.arange(5), fires) == 1
+    assert corpus.meaning_auroc("sand (7)", torch.arange(5), fires) == 0
+    assert corpus.meaning_auroc("unknown", torch.arange(5), fires) is None
+    own = torch.tensor([0, 1])
+    assert sae.better_words(corpus, own, ["boat"], ["nautical"]) == ["boat"]
+    assert sae.better_words(corpus, own, ["sand"], ["nautical"]) == ["nautical"]
+    assert sae.better_words(corpus, own, ["unknown"], ["nautical"]) == ["nautical"]
+    assert sae.better_words(corpus, own, ["said"], []) == ["said"]  # without vectors of words
 
 
 def test_auroc_of_six_texts():

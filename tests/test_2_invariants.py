@@ -762,19 +762,20 @@ def test_words_of_the_encoder_name_intents(tiny_run):
     """An encoder's vector of a word is here the mean of the texts that say it."""
     settings = sae.SaeSettings(run=str(tiny_run), members=2, min_items=2, held_out=0.2)
     corpus = sae.load_corpus(tiny_run, settings)
-    assert corpus.words == [] and corpus.word_vectors.shape == (0, 8)
+    assert corpus.words == {} and corpus.word_vectors.shape == (0, 8)
     words = " ".join(TOPICS.values()).split()
     centred = corpus.embeddings - corpus.embeddings.mean(0)
     said = [torch.tensor([word in text for text in corpus.data.texts]) for word in words]
     vectors = torch.stack([centred[texts].mean(0) for texts in said])
-    corpus = corpus._replace(words=words, word_vectors=vectors)
+    rows = {word: row for row, word in enumerate(words)}
+    corpus = corpus._replace(words=rows, word_vectors=vectors)
     net = sae.SAE(16, 3, 8)
     net.load_state_dict(saerec.load_artifact(tiny_run / "sae.safetensors", "")[0])
     codes = sae.encode_all(net, corpus.embeddings)
     rows = sae.build_library(net, codes, torch.ones(16), corpus, settings)[2]
     assert len({row["label"] for row in rows}) == len(rows) > 3
     labels = [set(row["label"].split(" (")[0].split(", ")) for row in rows]
-    assert all(label <= {*words} for label in labels)
+    assert all(label <= {*words, *row["keywords"]} for label, row in zip(labels, rows))
     spoken = [any(word in row["texts"][0] for word in one) for one, row in zip(labels, rows)]
     assert np.mean(spoken) > 0.8
     measured = [row["meaning_auroc"] for row in rows if row["detection_texts"]]

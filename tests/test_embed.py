@@ -335,7 +335,7 @@ def test_words_lie_beside_the_embeddings_that_they_belong_to(tiny_data, tmp_path
     expected = embed.encode(words, *embed.load_encoder(weights, 16))
     torch.testing.assert_close(tensors["vectors"], expected)
     corpus = sae.load_corpus(run, sae.SaeSettings(run=str(run)))
-    assert corpus.words == words and torch.equal(corpus.word_vectors, tensors["vectors"])
+    assert list(corpus.words) == words and torch.equal(corpus.word_vectors, tensors["vectors"])
     assert sae.main(["--run", str(run), "--device", "cpu", *SMALL["sae"].split()]) == 0
     rows = [json.loads(line) for line in (run / "intents.jsonl").read_text().splitlines()]
     assert all(row["label"].split(", ")[0] in words for row in rows)
@@ -344,7 +344,7 @@ def test_words_lie_beside_the_embeddings_that_they_belong_to(tiny_data, tmp_path
     safetensors.torch.save_file({"embeddings": torch.randn(len(corpus.embeddings), 3)}, given)
     assert embed.main([*argv, "--embeddings", str(given)]) == 0
     assert not (run / "vocabulary.safetensors").exists()  # of vectors that are no longer there
-    assert sae.load_corpus(run, sae.SaeSettings(run=str(run))).words == []
+    assert sae.load_corpus(run, sae.SaeSettings(run=str(run))).words == {}
 
 
 @pytest.fixture
