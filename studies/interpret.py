@@ -5,13 +5,12 @@
 labels      how well the words of a label alone tell held-out texts that its intent fires on
             (AUROC), beside the labels of other intents, and those of k-means' clusters
 stability   how much of the library another seed of the SAE finds again, beside random directions
-deletion    where a user's best item falls without the largest intent term of its score, beside a
-            random term (Grounded, whose scores are sums)
 recovery    of a planted world (sources/planted.py): how well directions and codes find the true
             intents, beside SAEs of other sizes, an L1 penalty, PCA, k-means, a dense autoencoder
             and random directions
 
-Nobody is asked; for people's judgement see studies/rate.py. J* are the true intents.
+Whether reasons are true is asked by studies/reasons.py. Nobody is asked here; for people's
+judgement see studies/rate.py. J* are the true intents.
 """
 
 import dataclasses
@@ -21,19 +20,19 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, generator, load_artifact, pick_device, run_command, run_dataset, setting,
+    StageSettings, generator, load_artifact, run_command, run_dataset, setting,
 )  # fmt: skip
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from eval import history_state, judged_intents, load_model, read_intents  # noqa: E402
+from eval import judged_intents, read_intents  # noqa: E402
 from sae import SAE, build_library, encode_all  # noqa: E402
 from studies.rivals import (  # noqa: E402
     L1SAE, load_run, rival, sae_library, strongest, train_other,
 )  # fmt: skip
-from studies.significance import permutation_test, write_result  # noqa: E402
+from studies.significance import write_result  # noqa: E402
 
 DIRECTIONS = {"pca": "PCA", "kmeans": "k-means", "dense": "dense autoencoder"}
 
@@ -42,7 +41,6 @@ DIRECTIONS = {"pca": "PCA", "kmeans": "k-means", "dense": "dense autoencoder"}
 class InterpretSettings(StageSettings):
     """Measure how well a run's intents can be understood."""
 
-    users: int = setting(500, "users whose best item is taken apart in the deletion test", low=1)
     out: str = setting("", "where to write a copy of RUN/interpret.json", unit="path")
 
 
@@ -159,46 +157,6 @@ def measure_stability(run, seed):
     return dict(stability=stability(vectors, others), floor=stability(vectors, directions))
 
 
-# Reasons
-
-
-def rank_without(scores, item, term):
-    """Rank of an item among scores [V+1] once a term is taken from its own; 1 is best."""
-    others = scores.clone()
-    others[item] = -torch.inf
-    return 1 + int((others > scores[item] - term).sum())
-
-
-@torch.no_grad()
-def deletion_test(model, data, users, seed):
-    """Mean rank of users' best item without its largest intent term, and without a random one.
-
-    users: numbers; those whose best item has one intent or none are left out. A reason that is
-    faithful matters more than another (DeYoung et al. 2020, comprehensiveness). -> dict
-    """
-    random = generator(seed, "deletion test")
-    table = model.item_table()
-    largest = []
-    other = []
-    for user in users:
-        history = data.history(user, "test")
-        state = history_state(model, history)
-        scores = model.scores(state, table)[0].cpu()  # (V+1,)
-        scores[[0, *history.tolist()]] = -torch.inf
-        item = int(scores.argmax())
-        terms = model.reasons(state, item).terms.cpu()
-        if len(terms) > 1:
-            at = int(torch.randint(len(terms), (), generator=random))
-            largest.append(rank_without(scores, item, terms.max()))
-            other.append(rank_without(scores, item, terms[at]))
-    if not largest:
-        return dict(users=0)
-    difference = np.subtract(largest, other).astype(float)
-    p = permutation_test(difference, seed)
-    ranks = dict(rank_without_largest=np.mean(largest), rank_without_random=np.mean(other))
-    return dict(users=len(largest), **ranks, p=p)
-
-
 # Recovery of a planted truth
 
 
@@ -303,16 +261,11 @@ def recovery_table(run, seed):
 def interpret(settings):
     """Measure how well a run's intents can be understood, and write it. Raises UserError."""
     folder = Path(settings.run)
-    device = pick_device(settings.device)
     data = run_dataset(settings.run, settings.data)
     run = load_run(folder, data, settings.device)
     rows = read_intents(folder)
-    model = load_model(folder, "grounded", data, device)
     report = dict(dataset=data.folder.name, labels=measure_labels(run, rows, settings.seed))
     report |= measure_stability(run, settings.seed)
-    order = torch.randperm(len(data.users), generator=generator(settings.seed, "deletion users"))
-    users = order[: settings.users].tolist()
-    report["deletion"] = deletion_test(model, data, users, settings.seed)
     if (data.folder / "truth.safetensors").is_file():
         report["recovery"] = recovery_table(run, settings.seed)
     print(*interpret_lines(report), sep="\n")
@@ -340,11 +293,6 @@ def interpret_lines(report):
         said = f"mean best cosine {same['mean_cosine']:.2f}, above 0.7 for {same['above_07']:.0%}"
         said += f", one to one {same['matched_cosine']:.2f}"
         yield f"intents among {name:23} {said}"
-    one = report["deletion"]
-    if one["users"]:
-        yield f"deletion test, {one['users']} users, rank of the best item:"
-        yield f"  without its largest intent term {one['rank_without_largest']:.1f}"
-        yield f"  without a random one {one['rank_without_random']:.1f} (p = {one['p']:.2g})"
     if "recovery" in report:
         yield from recovery_lines(report["recovery"])
 

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import math
 import shutil
 
 import numpy as np
@@ -11,12 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import eval as evaluation
 import saerec
 from conftest import copy_run, make_run
-from eval import load_model
-from model import model_scores
-from sae import Codes, SaeSettings, SparseRows, build_library, encode_all
+from sae import Codes, SaeSettings, build_library, encode_all
 from sources import planted
 from studies import interpret
 from studies.rivals import load_run
@@ -146,67 +142,11 @@ def test_clusters_as_large_as_intents(tiny_run, monkeypatch):
     assert asked == [7, 4]
 
 
-@torch.no_grad()
-def test_the_score_is_the_id_part_and_its_intent_terms(tiny_run):
-    data = saerec.run_dataset(tiny_run)
-    model = load_model(tiny_run, "grounded", data)
-    table = model.item_table()
-    for user in range(5):
-        state = evaluation.history_state(model, data.history(user, "test"))
-        scores = model.scores(state, table)[0]
-        for item in range(1, len(data.items)):
-            reasons = model.reasons(state, item)
-            intents = reasons.intents.tolist()
-            assert len(intents) == len(set(intents))
-            assert reasons.terms.tolist() == sorted(reasons.terms.tolist(), reverse=True)
-            total = sum(reasons.parts.values()) + float(reasons.terms.sum())
-            assert total == pytest.approx(float(scores[item]), abs=1e-5)
-
-
-def test_rank_without_a_term():
-    scores = torch.tensor([-math.inf, 3.0, 2.0, 1.0, 2.0])
-    assert interpret.rank_without(scores, 1, 0.5) == 1
-    assert interpret.rank_without(scores, 1, 1.5) == 3
-    assert interpret.rank_without(scores, 1, 9.0) == 4
-    assert interpret.rank_without(scores, 1, -9.0) == 1
-    assert interpret.rank_without(scores, 3, -9.0) == 1
-
-
-@torch.no_grad()
-def test_deletion_test_by_hand(tiny_run):
-    data = saerec.run_dataset(tiny_run)
-    model = load_model(tiny_run, "grounded", data)
-    got = interpret.deletion_test(model, data, range(10), seed=0)
-    score = model_scores(model, data, "test")
-    ranks = []
-    for user in range(10):
-        history = data.history(user, "test")
-        scores = score(torch.tensor([user]))[0].detach().numpy()
-        scores[[0, *history]] = -np.inf
-        best = int(scores.argmax())
-        terms = model.reasons(evaluation.history_state(model, history), best).terms
-        if len(terms) > 1:
-            lowered = scores[best] - float(terms.max())
-            ranks.append(1 + sum(s > lowered for v, s in enumerate(scores) if v != best))
-    assert ranks and got["users"] == len(ranks)
-    assert got["rank_without_largest"] == pytest.approx(np.mean(ranks))
-    assert 1 <= got["rank_without_random"] <= got["rank_without_largest"]
-    assert 0 < got["p"] <= 1
-
-
-def test_deletion_test_where_no_item_has_two_intents(tiny_run):
-    data = saerec.run_dataset(tiny_run)
-    model = load_model(tiny_run, "grounded", data)
-    none = torch.zeros(len(data.items) + 1, dtype=torch.int64)
-    model.codes = SparseRows(none, none[:0].int(), torch.zeros(0), model.codes.columns)
-    assert interpret.deletion_test(model, data, range(3), seed=0) == dict(users=0)
-
-
 def test_interpret_writes_what_it_measured(tmp_path, tiny_data, capsys):
     half = "--held-out 0.5"  # so that intents fire on enough held-out texts to be judged
-    run = make_run(tiny_data, tmp_path / "run", sae=half, stages="embed sae grounded")
+    run = make_run(tiny_data, tmp_path / "run", sae=half, stages="embed sae")
     copy = tmp_path / "copy.json"
-    flags = ["--users", "9", "--device", "cpu", "--out", str(copy)]
+    flags = ["--device", "cpu", "--out", str(copy)]
     assert interpret.main(["--run", str(run), *flags]) == 0
     out = capsys.readouterr().out
     report = json.loads((run / "interpret.json").read_text())
@@ -225,17 +165,15 @@ def test_interpret_writes_what_it_measured(tmp_path, tiny_data, capsys):
     for key in ("stability", "floor"):
         assert 0 < report[key]["matched_cosine"] <= report[key]["mean_cosine"] + 1e-6 <= 1 + 2e-6
     assert "SAE, by meaning" in report["labels"]
-    assert report["deletion"]["rank_without_largest"] >= 1
     assert "recovery" not in report
-    assert "deletion test" in out and "intents among random directions" in out
+    assert "intents among random directions" in out
     assert f"{report['floor']['mean_cosine']:.2f}" in out
 
 
 def test_runs_that_cannot_be_interpreted(tmp_path, tiny_run, fails):
     fails(interpret.main, [], "--run is missing")
-    run = copy_run(tiny_run, tmp_path / "run", "[eis]*")  # no grounded.safetensors
-    made_by = f"model.py --run {run} --model grounded"
-    fails(interpret.main, ["--run", run], "grounded.safetensors is missing", made_by)
+    run = copy_run(tiny_run, tmp_path / "run", "e*")
+    fails(interpret.main, ["--run", run], "sae.safetensors is missing", f"sae.py --run {run}")
 
 
 @pytest.fixture(scope="module")
