@@ -4,9 +4,9 @@
     python studies/docs.py --check    write nothing; status 2 if any of them is out of date
 
 studies/results/ holds what was measured: ablation_NAME.json and interpret_NAME.json of a data set,
-by studies/ablate.py and interpret.py, intents_ml-100k.json by studies/sample.py, speed.json by
-studies/speed.py, and intents_goals.json: before, goal and now of the library of intents. The text
-around the numbers is in this file.
+by studies/ablate.py and interpret.py, reasons_NAME.json by studies/reasons.py, intents_ml-100k.json
+by studies/sample.py, speed.json by studies/speed.py, and intents_goals.json: before, goal and now
+of the library of intents. The text around the numbers is in this file.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import UserError, run_command, setting, write_lines  # noqa: E402
 
 from studies.choose import standard_error  # noqa: E402
-from studies.significance import verdict, with_spread  # noqa: E402
+from studies.significance import LEVEL, verdict, with_spread  # noqa: E402
 
 BEGIN = "<!-- results -->"
 END = "<!-- /results -->"
@@ -389,14 +389,6 @@ def same_cell(one):
     return said
 
 
-def deletion_cell(one):
-    """Ranks of the deletion test, in a cell; one: of a report, or None."""
-    if not one or not one["users"]:
-        return ""
-    ranks = f"{one['rank_without_largest']:.1f}, {one['rank_without_random']:.1f}"
-    return f"{ranks} (p = {one['p']:.2g}, {one['users']} users)"
-
-
 def interpret_table(reports):
     """A column per data set, a row per measure."""
     names = dict.fromkeys(name for report in reports for name in report["labels"])
@@ -407,7 +399,6 @@ def interpret_table(reports):
     measures = (
         ("intents among another seed's", "stability", same_cell),
         ("intents among random directions", "floor", same_cell),
-        ("best item without its largest term, without a random one", "deletion", deletion_cell),
     )
     for name, key, cell in measures:
         found = [report.get(key) for report in reports]
@@ -469,15 +460,14 @@ def interpret_section(folder):
     if not all("floor" in report for report in reports):
         said = (
             "What has no random directions beside it was measured at commits ce92351 (scientific) "
-            f"and 7d53c04 (planted), the deletion test with the {FORMER}."
+            "and 7d53c04 (planted)."
         )
         blocks.append(paragraph(said))
     blocks.append(
         paragraph(
             "Labels: AUROC with which a label's words alone tell held-out texts that the intent "
             "fires on, in the median, and the share above 0.8; judged are intents that fire on 3 "
-            "held-out texts or more. Intents among others: mean best cosine, share above 0.7. "
-            "Deletion: mean rank of a user's best item once a term is taken from its score."
+            "held-out texts or more. Intents among others: mean best cosine, share above 0.7."
         )
     )
     if any("matched_cosine" in report["stability"] for report in reports):
@@ -509,6 +499,233 @@ def recovery_section(report):
     header = ["method", "K", "M", "recovered", "mean best cosine", "AUROC", "isolation"]
     title = f"### Recovery of the true intents: {report['dataset']}"
     return [title, paragraph(said), table(header, recovery_rows(report))]
+
+
+# Reasons
+
+
+def rows_where(rows, **wanted):
+    """The rows that have these values, in their order."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def spread_cell(cell, form):
+    """A mean and its standard error over users."""
+    return f"{cell['mean']:{form}} ±{cell['error']:{form.lstrip('+')}}"
+
+
+def rank_cell(row):
+    """How many ranks down, and the mean reciprocal rank."""
+    return f"{spread_cell(row['fall'], '+.1f')} ({row['reciprocal']['mean']:.3f})"
+
+
+def deletion_table(reports):
+    """Grounded's items without some terms, and with some alone; a row per number of terms."""
+    lines = []
+    for report in reports:
+        kinds = report["grounded"]
+        for terms in dict.fromkeys(row["terms"] for row in kinds["deletion"]):
+            found = rows_where(kinds["deletion"], terms=terms)
+            found += rows_where(kinds["insertion"], terms=terms)
+            lines.append([report["dataset"], str(terms), *map(rank_cell, found)])
+    header = ["data", "terms", "largest out", "random out", "most popular item's out"]
+    return table([*header, "largest alone", "random alone"], lines)
+
+
+def taken_table(reports):
+    """Reasons without an item of the history; a row per data set, model and item."""
+    lines = []
+    for report in reports:
+        for model, name in (("grounded", "Grounded"), ("saerec", "SAERec")):
+            for kind, which in (("history", "all"), ("older", "X is older")):
+                for row in report.get(model, {}).get(kind, []):
+                    cells = [report["dataset"], name, which, row["name"], str(row["users"])]
+                    for key, form in (("shrinks", ".0%"), ("change", "+.0%"), ("stays", ".0%")):
+                        cells.append(spread_cell(row[key], form) if key in row else "")
+                    cells += [spread_cell(row["kept"], ".2f"), rank_cell(row)]
+                    lines.append([*cells, f"{row['steps']['mean']:.1f}"])
+    header = ["data", "model", "cases", "without", "users", "term shrinks", "its change"]
+    return table([*header, "intent stays", "kept", "rank", "steps back"], lines)
+
+
+def parts_table(reports):
+    """SAERec's lists without a part, and without a random direction; a row per part."""
+    lines = []
+    for report in reports:
+        rows = report.get("saerec", {}).get("parts", [])
+        for part, random in zip(rows_where(rows, name="part"), rows_where(rows, name="random")):
+            cells = [report["dataset"], part["part"]]
+            cells += [f"{part[key]['mean']:.2f}" for key in ("length", "cosine")]
+            cells += [spread_cell(row["kept"], ".2f") for row in (part, random)]
+            cells += [rank_cell(row) for row in (part, random)]
+            lines.append([*cells, f"{random['kept']['p']:.2g}"])
+    header = ["data", "part", "length", "cosine", "kept without it", "without a random one"]
+    return table([*header, "rank without it", "without a random one", "p of kept"], lines)
+
+
+def steering_table(reports):
+    """What asking for more of an intent changes; a row per data set, model and wish."""
+    lines = []
+    for report in reports:
+        for model, name in (("grounded", "Grounded"), ("saerec", "SAERec")):
+            for row in report.get(model, {}).get("steering", []):
+                cells = [report["dataset"], name, row["name"]]
+                asked = [f"{row[f'asked {when}']['mean']:.1%}" for when in ("before", "after")]
+                cells += [", ".join(asked), f"{row['kept']['mean']:.2f}"]
+                for key in ("others", "largest other"):
+                    p = row[key]["p"]
+                    said = "" if p is None else f" (p = {p:.2g})"
+                    cells.append(spread_cell(row[key], ".2%") + said)
+                lines.append(cells)
+    header = ["data", "model", "more of", "asked before, after", "kept", "others change"]
+    return table([*header, "at most"], lines)
+
+
+def beside(control, own, measure):
+    """How a measure stands to its control, whose test it is."""
+    if control[measure]["p"] >= LEVEL:
+        return "not told apart from"
+    return "more than" if own[measure]["mean"] > control[measure]["mean"] else "less than"
+
+
+def fall_clause(kinds):
+    """How far an item falls without its largest term, and how many bring it back."""
+    largest, random, _ = rows_where(kinds["deletion"], terms=1)
+    needed = kinds["back"][0]
+    return (
+        f"it falls by {largest['fall']['mean']:.1f} ranks, without a random one by "
+        f"{random['fall']['mean']:.1f}, and needs {needed['needed']['mean']:.1f} of its "
+        f"{needed['of']['mean']:.1f} terms beside its id, the largest first, to be back"
+    )
+
+
+def taken_clause(kinds):
+    """What becomes of a term and its item without the X that evokes it."""
+    evoking, _, nearest = kinds["history"]
+    said = (
+        f"{kinds['evoked'][0]['evoked']['mean']:.0%} of the largest terms have an X in the history;"
+        f" without it the term changes by {evoking['change']['mean']:+.0%} and "
+        f"{evoking['kept']['mean']:.0%} of the items stay in the list, without the nearest item "
+        f"that lacks the intent {nearest['change']['mean']:+.0%} and {nearest['kept']['mean']:.0%}"
+    )
+    if kinds["older"]:
+        evoking, _, nearest = kinds["older"]
+        said += (
+            f"; where X is the older of the two, {evoking['change']['mean']:+.0%} against "
+            f"{nearest['change']['mean']:+.0%}, and the {evoking['kept']['mean']:.0%} that stay are"
+            f" {beside(nearest, evoking, 'kept')} {nearest['kept']['mean']:.0%}"
+        )
+    return said
+
+
+def parts_clause(kinds):
+    """Which of SAERec's parts matter more to the list than a random direction."""
+    said = {}
+    parts = rows_where(kinds["parts"], name="part")
+    for part, random in zip(parts, rows_where(kinds["parts"], name="random")):
+        cell = f"{part['part']} ({part['kept']['mean']:.2f}, {random['kept']['mean']:.2f})"
+        said.setdefault(beside(random, part, "kept"), []).append(cell)
+    return ", ".join(f"{word} it for {', '.join(cells)}" for word, cells in said.items())
+
+
+def stays_clause(kinds):
+    """Whether SAERec's first personal intent needs the item that is said to evoke it."""
+    evoking, _, nearest = kinds["history"]
+    return (
+        f"{kinds['evoked'][0]['evoked']['mean']:.0%} of the users have an item that carries their "
+        f"first one; of {evoking['users']} it stays for {evoking['stays']['mean']:.0%} without "
+        f"that item, {beside(nearest, evoking, 'stays')} the {nearest['stays']['mean']:.0%} "
+        "without the nearest other"
+    )
+
+
+def steering_clause(kinds):
+    """What steering does to what was asked for, and to the rest."""
+    own, random = kinds["steering"]
+    return (
+        f"its share goes from {own['asked before']['mean']:.1%} to "
+        f"{own['asked after']['mean']:.1%} of the list, and that of each other intent changes by "
+        f"{own['others']['mean']:.2%}, {beside(random, own, 'others')} the "
+        f"{random['others']['mean']:.2%} of random items"
+    )
+
+
+REASONS_SAID = (  # what, of which model, its rows, and what is said of each data set
+    ("Grounded's item without its largest term", "grounded", "back", fall_clause),
+    ('Grounded, "because you took X"', "grounded", "history", taken_clause),
+    (
+        "What SAERec's list keeps without a part, beside without a random direction as long",
+        "saerec",
+        "parts",
+        parts_clause,
+    ),
+    (
+        "SAERec finds personal intents by the vector of the last item, not by codes, so titles "
+        "that are said to evoke them need not",
+        "saerec",
+        "history",
+        stays_clause,
+    ),
+    ("Grounded, asked for more of an intent", "grounded", "steering", steering_clause),
+)
+
+
+def reasons_findings(reports):
+    """What the rows of reports say -> sentences."""
+    for what, model, kind, clause in REASONS_SAID:
+        said = []
+        for report in reports:
+            if report.get(model, {}).get(kind):
+                said.append(f"on {report['dataset']} {clause(report[model])}")
+        if said:
+            yield f"{what}: {'; '.join(said)}."
+
+
+def reasons_section(folder):
+    """Whether reasons are true, by studies/reasons.py -> list of blocks. Raises UserError."""
+    keys = {"dataset", "users", "grounded", "command", "commit"}
+    reports = [read_report(path, keys) for path in sorted(folder.glob("reasons_*.json"))]
+    if not reports:
+        return []
+    blocks = ["## Are the reasons true?"]
+    for report in reports:
+        said = f"{report['dataset']}: {report['users']} users drawn by the seed, by "
+        said += f"`{report['command']}` at commit {report['commit']}."
+        blocks.append(paragraph(said))
+    said = (
+        "The ten best items after validation histories. Means over users ± standard error; p of "
+        f"paired tests, not corrected for their number, told apart where p < {LEVEL}. Ranks: how "
+        "far down, with the mean reciprocal rank in brackets; it is .293 for a list as it is. Mean "
+        "ranks are ruled by the few items that fall furthest; reciprocal ranks, and the share of "
+        "the list that is kept, are not."
+    )
+    blocks += [paragraph(said), bullets(reasons_findings(reports))]
+    said = (
+        "Grounded's score is a sum of terms, so that the largest ones matter most to it is how "
+        "sums work; how far an item falls, and how far it comes back by them alone, is measured. "
+        "Of the most popular item's largest terms an item has few."
+    )
+    blocks += [paragraph(said), deletion_table(reports)]
+    said = (
+        "Because you took X: the history without the item that carries the intent of an item's "
+        "largest term most, its age counted; of SAERec, that of its first personal intent. Steps "
+        "back: how long ago that item was taken. The last items of a history matter much to a "
+        "model, whatever they carry: so mind the cases where X is older than the nearest without "
+        "it."
+    )
+    blocks += [paragraph(said), taken_table(reports)]
+    if any("saerec" in report for report in reports):
+        said = (
+            "SAERec without a part of u. Length: of the part, u's being 1; cosine: of both. A part "
+            "along u leaves the order as it is."
+        )
+        blocks += [paragraph(said), parts_table(reports)]
+    said = (
+        "Steering at strength 1. Asked: the share of the list that carries the intent. Others: "
+        "mean change, up or down, of the shares of the other intents that either list has, and the "
+        "largest of them. Random items: as many as carry the intent, moved as far."
+    )
+    return [*blocks, paragraph(said), steering_table(reports)]
 
 
 # How the library is trained
@@ -646,6 +863,7 @@ def results_document(folder, ablations):
     for report in ablations:
         blocks += ablation_section(report)
     blocks += interpret_section(folder)
+    blocks += reasons_section(folder)
     blocks += library_section(folder)
     blocks += goals_section(folder)
     blocks += sample_section(folder)
