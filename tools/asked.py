@@ -16,7 +16,7 @@ from saerec import UserError, artifact_meta, file_hash, load_artifact
 import torch
 import torch.nn.functional as F
 
-from embed import FILES, fetch_weights, load_encoder
+from embed import fetch_weights, load_encoder
 from sae import SAE, SparseRows, encode_all, item_codes
 
 TURNED = re.compile(r"^(.*?), (the|an?|l[aeo]s?|il|el|d[aei][rse]|une?)(?= \(|$)")  # Matrix, The
@@ -142,20 +142,22 @@ def user_items(data, name):
 
 
 def run_encoder(folder, data, device):
-    """What a run's texts were embedded with -> (WordPiece, Bert, most tokens). Raises UserError."""
+    """What a run's texts were embedded with -> (WordPiece, Bert). Raises UserError."""
     meta = artifact_meta(folder / "embeddings.safetensors", f"embed.py --run {folder}", data)
     made_by = meta["encoder"]
-    if not set(FILES) <= set(made_by):
+    files = [name for name in made_by if Path(name).suffix in (".json", ".safetensors", ".txt")]
+    if not files:
         problem = f"{folder} has embeddings from {made_by['name']}, which embeds no new text"
-        raise UserError(f"{problem}: --text needs a run whose texts embed.py has encoded")
+        raise UserError(f"{problem}: bring a run whose texts embed.py has encoded")
     settings = meta["settings"]
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
         weights = Path(settings["weights"]) if settings["weights"] else fetch_weights()
-    for path in (weights / file for file in FILES):
-        if not path.is_file() or file_hash(path) != made_by[path.name]:
+    for name in files:
+        path = weights / name
+        if not path.is_file() or file_hash(path) != made_by[name]:
             problem = f"{path} is not there, or not what {folder} was embedded with"
             raise UserError(f"{problem}: bring that back, or run all stages again")
-    return *load_encoder(weights, settings["max_tokens"], device), settings["max_tokens"]
+    return load_encoder(weights, settings["max_tokens"], device)
 
 
 @torch.inference_mode()
@@ -164,8 +166,8 @@ def text_code(folder, text, data, device):
 
     Raises UserError.
     """
-    tokenizer, bert, most = run_encoder(folder, data, device)
-    ids = tokenizer(text, most)
+    tokenizer, bert = run_encoder(folder, data, device)
+    ids = tokenizer(text)
     embedding = bert(torch.tensor([ids]), torch.tensor([len(ids)])).cpu()  # (1, E)
     made_by = f"sae.py --run {folder}"
     path = folder / "sae.safetensors"

@@ -31,15 +31,16 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    Progress, UserError, artifact_meta, file_hash, generator, load_artifact, run_command, setting,
-    write_artifact, write_rows,
+    Progress, UserError, generator, load_artifact, run_command, setting, write_artifact, write_rows,
 )  # fmt: skip
 
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 
-from embed import FILES, encode, fetch_weights, load_encoder  # noqa: E402
+from embed import encode  # noqa: E402
 from eval import read_intents  # noqa: E402
 from sae import SAE, Codes, SaeSettings, auroc, encode_all, load_corpus  # noqa: E402
+from tools.asked import run_encoder  # noqa: E402
 
 LABEL_PROMPT = """\
 You name the intents that a recommender has found in texts about items, such as descriptions or
@@ -100,6 +101,7 @@ class LabelSettings:
     trust: bool = setting(False, "take names and verdicts unjudged")
     names_only: bool = setting(False, "take names alone: no intent loses its items")
     seed: int = setting(0, "draws the texts of other intents", low=0, high=2**31 - 1)
+    data: str = setting("", "dataset folder, if it moved since embed.py read it", unit="path")
 
 
 def check_endpoint(settings):
@@ -499,8 +501,7 @@ class Judge(NamedTuple):
     """Scores names of intents by their meaning, on texts that nothing was trained on."""
 
     encoder: tuple  # that embedded the texts, as `load_encoder` gives it
-    max_tokens: int
-    embeddings: torch.Tensor  # float32 [n, E], of the held-out texts
+    embeddings: torch.Tensor  # float32 [n, E], of the held-out texts, norm 1
     codes: Codes  # of the same
 
     def score(self, latents, names):
@@ -508,7 +509,7 @@ class Judge(NamedTuple):
 
         None where no held-out text fires.
         """
-        vectors = encode(names, *self.encoder, self.max_tokens)
+        vectors = encode(names, *self.encoder)
         scores = []
         for latent, vector in zip(latents, vectors):
             fires = ((self.codes.latents == latent) & (self.codes.values > 0)).any(1)
@@ -516,29 +517,26 @@ class Judge(NamedTuple):
         return scores
 
 
-def load_judge(folder):
+def load_judge(settings):
     """What judges names in a run -> Judge; None if its encoder cannot embed words, or is unknown.
 
     Raises UserError if the encoder is not the one that embedded the texts.
     """
+    folder = Path(settings.run)
     if not (folder / "vocabulary.safetensors").is_file():
         return None
     made_by = f"sae.py --run {folder}"
     tensors, meta = load_artifact(folder / "sae.safetensors", made_by)
     sae = SAE(*(meta["settings"][name] for name in ("latents", "active")), len(tensors["mean"]))
     sae.load_state_dict(tensors)
-    corpus = load_corpus(folder, SaeSettings(held_out=meta["settings"]["held_out"]))
+    held_out = meta["settings"]["held_out"]
+    corpus = load_corpus(folder, SaeSettings(held_out=held_out, data=settings.data))
     embeddings = corpus.embeddings[corpus.held_out]
-    meta = artifact_meta(folder / "embeddings.safetensors", f"embed.py --run {folder}")
-    max_tokens = meta["settings"]["max_tokens"]
-    weights = meta["settings"]["weights"]
-    weights = Path(weights) if weights else fetch_weights()
-    encoder = load_encoder(weights, max_tokens)
-    for file in FILES:
-        if file_hash(weights / file) != meta["encoder"][file]:
-            problem = f"{weights / file} is not the one that the texts of {folder} were embedded by"
-            raise UserError(f"{problem}: bring that back, or take names unjudged with --trust")
-    return Judge(encoder, max_tokens, embeddings, encode_all(sae, embeddings))
+    try:
+        encoder = run_encoder(folder, corpus.data, "cpu")
+    except UserError as error:
+        raise UserError(f"{error}, or take names unjudged with --trust") from error
+    return Judge(encoder, F.normalize(embeddings, dim=1), encode_all(sae, embeddings))
 
 
 def common_labels(answers):
@@ -645,7 +643,7 @@ def label(settings):
     check_endpoint(settings)
     folder = Path(settings.run)
     rows = read_intents(folder)
-    judge = None if settings.trust else load_judge(folder)
+    judge = None if settings.trust else load_judge(settings)
     if not judge:
         reason = "as --trust says" if settings.trust else f"{folder} has no encoder of words"
         print(f"NAMES ARE TAKEN UNJUDGED, {reason}: read them before you use them")

@@ -252,8 +252,10 @@ def answer(model, codes, data, history, top, shift=0.0, left_out=(), always=()):
     shown = model.intents_shown(state)
     personal = []
     for intent in shown.get("personal", torch.zeros(0)).tolist():
-        strength = None if state.r is None else float(state.r[0, intent])
-        personal.append((intent, strength, sources(intent)))
+        if state.r is None:  # SAERec asks by the last item's vector, whatever the history carries
+            personal.append((intent, None, []))
+        else:
+            personal.append((intent, float(state.r[0, intent]), sources(intent)))
     public = shown.get("public", torch.zeros(0)).tolist()
     return Answer(history, personal, public, listed, cost)
 

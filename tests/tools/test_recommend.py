@@ -238,7 +238,9 @@ def test_intents_shown_are_the_models(name, ask, tiny_run):
                 faded[title] = codes[data.titles.index(title), one["intent"]] * decay**age
             largest = sorted(faded, key=faded.get, reverse=True)[:2]  # the later of equal ones
             enough = max(faded[largest[0]] / 2, 1e-9)
-            assert one["evoked_by"] == [title for title in largest if faded[title] >= enough]
+            said = [title for title in largest if faded[title] >= enough]
+            # SAERec asks by the last item's vector alone, so that nothing can be said to evoke it
+            assert one["evoked_by"] == (said if name == "grounded" else [])
             strength = state.r[0, one["intent"]].item() if name == "grounded" else None
             assert one["strength"] == pytest.approx(strength)
             met += len(one["evoked_by"])
@@ -519,7 +521,7 @@ def test_fetching_the_encoder_leaves_stdout_alone(encoded_run, tmp_path, monkeyp
 
     monkeypatch.setattr(asked, "fetch_weights", fetch)
     data = saerec.run_dataset(run)
-    assert asked.run_encoder(run, data, "cpu")[2] == 16
+    assert asked.run_encoder(run, data, "cpu")[0].most == 16
     got = capsys.readouterr()
     assert got.out == "" and "fetching" in got.err
 
