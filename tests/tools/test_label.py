@@ -903,8 +903,9 @@ def test_an_intent_on_which_no_held_out_text_fires_keeps_its_label(judged):
 
 def test_another_encoder_than_the_run_was_made_with(fails, finished, judged, server, monkeypatch):
     monkeypatch.setattr(asked, "file_hash", str)
-    weights = finished.parent / "weights" / "model.safetensors"
-    fails(tool.main, command(judged, server), f"{weights} is not there, or not what", "--trust")
+    weights = finished.parent / "weights"
+    words = (f"{weights}/", "is not there, or not what", "--trust")
+    fails(tool.main, command(judged, server), *words)
     assert not server.asked
 
 
