@@ -620,7 +620,7 @@ def name_words(words, scores, counts):
     weighted = {}
     for word, score in zip(words, scores):
         if word not in counts:
-            weighted[word] = score / 6
+            weighted[word] = score / 12
             continue
         own, all_texts = counts[word]
         if own > all_texts and all_texts < MOST_TEXTS:

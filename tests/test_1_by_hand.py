@@ -250,15 +250,15 @@ def test_names_are_what_the_texts_say_and_others_do_not():
     """By hand: (share of the intent's texts, of all texts) weigh what a word's meaning scores."""
     counts = {"sea": (0.8, 0.1), "boat": (0.1, 0.2), "film": (1.0, 0.9)}
     names = sae.name_words(["film", "boat", "ocean", "sea"], [5.0, 4.0, 3.0, 2.0], counts)
-    # sea 2 (.5 + .7) = 2.4; ocean, which the corpus does not know, 3 / 6 = .5; others say boat as
+    # sea 2 (.5 + .7) = 2.4; ocean, which the corpus does not know, 3 / 12 = .25; others say boat as
     # often; most say film
     assert names == ["sea", "ocean"]
 
 
-def test_a_word_that_the_corpus_does_not_know_counts_a_sixth():
+def test_a_word_that_the_corpus_does_not_know_counts_a_twelfth():
     counts = {"sea": (0.75, 0.25)}  # 1 (.5 + .5) = 1
-    assert sae.name_words(["ocean", "sea"], [5.9, 1.0], counts) == ["sea", "ocean"]
-    assert sae.name_words(["ocean", "sea"], [6.1, 1.0], counts) == ["ocean", "sea"]
+    assert sae.name_words(["ocean", "sea"], [11.9, 1.0], counts) == ["sea", "ocean"]
+    assert sae.name_words(["ocean", "sea"], [12.1, 1.0], counts) == ["ocean", "sea"]
     assert sae.name_words(["sea"], [1.0], {"sea": (0.9, 0.5)}) == []  # half of all texts say it
 
 
