@@ -4,9 +4,10 @@
     python studies/docs.py --check    write nothing; status 2 if any of them is out of date
 
 studies/results/ holds what was measured: ablation_NAME.json and interpret_NAME.json of a data set,
-by studies/ablate.py and interpret.py, reasons_NAME.json by studies/reasons.py, intents_ml-100k.json
-by studies/sample.py, speed.json by studies/speed.py, and intents_goals.json: before, goal and now
-of the library of intents. The text around the numbers is in this file.
+by studies/ablate.py and interpret.py, reasons_NAME.json by studies/reasons.py, cold_NAME.json by
+studies/cold.py, written_NAME.json by studies/written.py, intents_ml-100k.json by studies/sample.py,
+speed.json by studies/speed.py, and intents_goals.json: before, goal and now of the library of
+intents. The text around the numbers is in this file.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import UserError, run_command, setting, write_lines  # noqa: E402
 
 from studies.choose import standard_error  # noqa: E402
-from studies.significance import LEVEL, verdict, with_spread  # noqa: E402
+from studies.significance import LEVEL, outcome, verdict, with_spread  # noqa: E402
 
 BEGIN = "<!-- results -->"
 END = "<!-- /results -->"
@@ -362,6 +363,75 @@ def ablation_section(report):
         blocks.append(bullets(points))
     blocks.append(ablation_table(report))
     return [*blocks, paragraph(f"The verdict, made from these numbers: *{fair_verdict(report)}*")]
+
+
+# Cold items
+
+
+def cold_outcomes(report, ranking):
+    """What the paired tests say of one ranking of cold items."""
+    mean = {row["name"]: row[ranking]["NDCG@10"]["mean"] for row in report["rows"]}
+    tests = [test for test in report["tests"] if test["ranking"] == ranking]
+    first = tests[0]["a"]
+    said = [f"{first} has an NDCG@10 of {in_decimals(mean, first)}"]
+    for test in tests:
+        turned = outcome(test | dict(difference=-test["difference"]))  # of a against b
+        said.append(
+            f"{turned} {test['b']} at {in_decimals(mean, test['b'])} (p = {test['p_holm']:.2g})"
+        )
+    return f"{', '.join(said)}; chance is {report['chance'][ranking]['NDCG@10']:.4f}."
+
+
+def cold_findings(report):
+    """What studies/cold.py measured on one data set, in sentences."""
+    yield f"Among the cold items alone, {cold_outcomes(report, 'cold')}"
+    yield f"Among all items, {cold_outcomes(report, 'all')}"
+    changes = []
+    for row in report["rows"]:
+        before, after = (row[ranking]["NDCG@10"]["mean"] for ranking in ("warm", "warm in all"))
+        changes.append(f"{row['name']} {after / before - 1:+.1%}")
+    yield f"Once the cold items are in, NDCG@10 of warm ones changes: {', '.join(changes)}."
+
+
+def cold_table(report):
+    """A row for chance and each that ranks; three metrics of cold items, one of warm ones."""
+    names = ("NDCG@10", "HR@10", "MRR")
+    header = ["", *(f"{ranking}: {name}" for ranking in ("cold", "all") for name in names)]
+    header += ["warm: NDCG@10", "warm in all: NDCG@10"]
+    level = report["chance"]
+    chance = [f"{level[ranking][name]:.4f}" for ranking in ("cold", "all") for name in names]
+    rows = [["chance, expected", *chance, "", ""]]
+    for row in report["rows"]:
+        cells = [row[ranking][name] for ranking in ("cold", "all") for name in names]
+        cells += [row[ranking]["NDCG@10"] for ranking in ("warm", "warm in all")]
+        rows.append([row["name"], *map(with_spread, cells)])
+    return table(header, rows)
+
+
+def cold_section(folder):
+    """What studies/cold.py measured -> list of blocks. Raises UserError."""
+    keys = {"dataset", "users", "seeds", "chance", "rows", "tests", "protocol", "command", "commit"}
+    blocks = []
+    for path in sorted(folder.glob("cold_*.json")):
+        report = read_report(path, keys)
+        share = f"{report['share']:.0%} of the items of {report['dataset']}"
+        said = (
+            f"{share}, {report['cold_items']:,} chosen by a hash of their id, are cold: no one "
+            f"bought them in the world that the SAE and all models are trained in, with its "
+            f"{report['warm_items']:,} other items. Then they are put in with their texts. *cold* "
+            f"ranks the last item of the {report['users']:,} users of whom it is cold among the "
+            "cold items, *all* among all; *warm* ranks the last warm item of "
+            f"{report['warm_users']:,} users among the warm items, *warm in all* among all. Mean ± "
+            f"standard deviation over {len(report['seeds'])} seed(s). What has ids alone draws "
+            "those of cold items at random; by popularity all cold items tie, which counts against "
+            "it."
+        )
+        blocks += [paragraph(said), paragraph(f"Protocol: {report['protocol']}.")]
+        blocks.append(paragraph(f"By `{report['command']}` at commit {report['commit']}."))
+        blocks += [bullets(cold_findings(report)), cold_table(report)]
+    if blocks:
+        blocks.insert(0, "## Items that no one has bought yet")
+    return blocks
 
 
 # Interpretability
@@ -862,6 +932,7 @@ def results_document(folder, ablations):
     blocks += choice_section(folder)
     for report in ablations:
         blocks += ablation_section(report)
+    blocks += cold_section(folder)
     blocks += interpret_section(folder)
     blocks += reasons_section(folder)
     blocks += library_section(folder)

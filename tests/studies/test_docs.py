@@ -191,6 +191,47 @@ def test_like_is_compared_with_like():
     assert "former default at 0.0877" in fair and "shuffled codes (-14.7%)" in fair
 
 
+def cold_row(name, *ndcg):
+    """A row as cold.py writes it, with NDCG@10 in its four rankings; HR@10 and MRR are made up."""
+    rankings = {}
+    for ranking, value in zip(("cold", "all", "warm", "warm in all"), ndcg):
+        cell = dict(mean=value, std=0.01, per_seed=[value, value])
+        rankings[ranking] = {"NDCG@10": cell, "HR@10": cell, "MRR": cell | dict(mean=value / 2)}
+    return dict(name=name) | rankings
+
+
+def test_cold_items_by_hand(house, tmp_path):
+    assert docs.cold_section(tmp_path) == []
+    rows = [cold_row("Grounded", 0.2, 0.1, 0.05, 0.04), cold_row("kNN", 0.3, 0.05, 0.04, 0.05)]
+    level = {"NDCG@10": 0.0125, "HR@10": 0.25, "MRR": 0.5}
+    report = dict(dataset="films", share=0.1, cold_items=12, warm_items=1234, users=99, rows=rows)
+    report |= dict(warm_users=2345, seeds=[0, 1], chance=dict(cold=level, all=level))
+    report |= dict(protocol="the last item", command="python studies/cold.py", commit="abc")
+    same = dict(a="Grounded", b="kNN", metric="NDCG@10", p=0.001)
+    tests = [same | dict(ranking="cold", difference=-0.1, p_holm=0.002)]
+    report["tests"] = [*tests, same | dict(ranking="all", difference=0.05, p_holm=0.25)]
+    write(tmp_path / "results" / "cold_films.json", report)
+    title, said, protocol, made, found, table = docs.cold_section(tmp_path / "results")
+    assert title == "## Items that no one has bought yet"
+    assert said.startswith("10% of the items of films, 12 chosen by a hash of their id, are cold")
+    assert "1,234 other items" in said and "over 2 seed(s)" in " ".join(said.split())
+    assert protocol == "Protocol: the last item."
+    assert made == "By `python studies/cold.py` at commit abc."
+    found = " ".join(found.split())
+    alone = "Grounded has an NDCG@10 of 0.2000, worse than kNN at 0.3000 (p = 0.002)"
+    assert f"Among the cold items alone, {alone}; chance is 0.0125." in found
+    assert "of 0.1000, not told apart from kNN at 0.0500 (p = 0.25); chance" in found
+    assert "changes: Grounded -20.0%, kNN +25.0%." in found
+    spread = "0.2000 ±0.0100 | 0.2000 ±0.0100 | 0.1000 ±0.0100"
+    assert table.split("\n")[2] == (
+        "| chance, expected | 0.0125 | 0.2500 | 0.5000 | 0.0125 | 0.2500 | 0.5000 |  |  |"
+    )
+    assert table.split("\n")[3].startswith(f"| Grounded | {spread} | 0.1000 ±0.0100 |")
+    assert table.split("\n")[3].endswith("| 0.0500 ±0.0100 | 0.0400 ±0.0100 |")
+    assert docs.main(house) == 0
+    assert table in (tmp_path / "docs" / "results.md").read_text()
+
+
 def interpreted(**more):
     """A report as interpret.py writes it."""
     own = dict(intents=3, of=5, median=0.8, above_08=0.5)
