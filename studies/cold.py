@@ -151,30 +151,6 @@ def sae_settings(folder, settings):
     return dataclasses.replace(base, **own)
 
 
-def prepare(settings, data):
-    """Make RUN/cold, its data, embeddings and SAE, unless an earlier run has -> World. UserError.
-
-    data: Dataset of the run.
-    """
-    source = Path(settings.run) / "embeddings.safetensors"
-    embeddings = load_artifact(source, f"embed.py --run {settings.run}", data)[0]["embeddings"]
-    folder = Path(settings.run) / "cold"
-    cold = cold_items(data, settings.share)
-    wanted = sae_settings(folder, settings)
-    identity = dataclasses.asdict(wanted) | dict(run="", data="", device="")
-    made_by = dict(share=settings.share, of=file_hash(source), sae=identity)
-    path = folder / "embeddings.safetensors"
-    if not path.is_file():
-        write_warm_run(folder, data, embeddings, cold, made_by)
-    if artifact_meta(path, f"studies/cold.py --run {settings.run}").get("cold") != made_by:
-        problem = f"{folder} was made with other --share, --seed or --sae-flags, or of other texts"
-        raise UserError(f"{problem}: give the same again, or move the folder away to start anew")
-    if not (folder / "intents.safetensors").is_file():
-        autoencoder.train(wanted)
-    warm = load_run(folder, run_dataset(folder, folder / "data"), settings.device)
-    return World(warm, whole_run(warm, data, embeddings, cold))
-
-
 def cold_texts(data, cold):
     """The rows of a Dataset's texts that come with cold items: no reviews -> list. UserError."""
     reviews = {(row["item"], row["text"]) for row in text_rows(data) if row["user"]}
@@ -215,15 +191,13 @@ def whole_data(warm, data, cold, rows):
     )  # fmt: skip
 
 
-def whole_run(warm, data, embeddings, cold):
-    """The Run of all items, whose texts the SAE of the Run warm encodes. Raises UserError.
+def whole_run(warm, whole, embeddings):
+    """The Run of all items, whose texts the SAE of the Run warm encodes.
 
-    data: Dataset of the run; embeddings: of its texts; cold: ids of the cold items.
+    whole: Dataset of all items; embeddings: of the texts of the cold ones, float32 [n, E].
     """
-    rows = cold_texts(data, cold)
-    whole = whole_data(warm.data, data, cold, rows)
-    embeddings = torch.cat([warm.embeddings, embeddings[rows]])
-    held_out = F.pad(warm.corpus.held_out, (0, len(rows)), value=True)
+    held_out = F.pad(warm.corpus.held_out, (0, len(embeddings)), value=True)
+    embeddings = torch.cat([warm.embeddings, embeddings])
     corpus = warm.corpus._replace(data=whole, embeddings=embeddings, held_out=held_out)
     latent = warm.intents["latent"].long()
     intent_of_latent = torch.full((warm.settings.latents,), -1)
@@ -233,6 +207,34 @@ def whole_run(warm, data, embeddings, cold):
     codes = item_codes(codes, text_item, len(whole.items) - 1, intent_of_latent)
     cells = dict(indptr=codes.indptr, indices=codes.indices, values=codes.values)
     return warm._replace(corpus=corpus, intents=warm.intents | cells)
+
+
+def prepare(settings, data):
+    """Make RUN/cold, its data, embeddings and SAE, unless an earlier run has -> World. UserError.
+
+    data: Dataset of the run.
+    """
+    source = Path(settings.run) / "embeddings.safetensors"
+    embeddings = load_artifact(source, f"embed.py --run {settings.run}", data)[0]["embeddings"]
+    folder = Path(settings.run) / "cold"
+    cold = cold_items(data, settings.share)
+    rows = cold_texts(data, cold)
+    wanted = sae_settings(folder, settings)
+    identity = dataclasses.asdict(wanted) | dict(run="", data="", device="")
+    made_by = dict(share=settings.share, of=file_hash(source), sae=identity)
+    path = folder / "embeddings.safetensors"
+    there = path.is_file() and path.with_name("intents.safetensors").is_file()
+    if not there:
+        write_warm_run(folder, data, embeddings, cold, made_by)
+    if artifact_meta(path, f"studies/cold.py --run {settings.run}").get("cold") != made_by:
+        problem = f"{folder} was made with other --share, --seed or --sae-flags, or of other texts"
+        raise UserError(f"{problem}: give the same again, or move the folder away to start anew")
+    warm = run_dataset(folder, folder / "data")
+    whole = whole_data(warm, data, cold, rows)
+    if not there:
+        autoencoder.train(wanted)
+    run = load_run(folder, warm, settings.device)
+    return World(run, whole_run(run, whole, embeddings[rows]))
 
 
 # Who ranks

@@ -387,3 +387,20 @@ def test_worlds_without_a_question(by_hand):
     only_reviews = dataclasses.replace(data, texts=data.texts[6:], text_item=data.text_item[6:])
     with pytest.raises(saerec.UserError, match="no text of the 2 cold items but reviews"):
         cold.cold_texts(only_reviews, {"x", "y"})
+
+
+def test_a_world_without_a_question_is_refused_before_long_work(tmp_path, fails):
+    """And what is left behind does not stand in the way of another --share."""
+    ids = "abcdefghij"
+    folder = write_folder(tmp_path / "data", f"u {' '.join(ids)}\n", "".join(map(text, ids)))
+    gone = cold.cold_items(saerec.load_dataset(folder), 0.2)
+    first = sorted(ids, key=lambda item: item not in gone)
+    (folder / "sequences.txt").write_text(f"u {' '.join(first)}\n")
+    run = tmp_path / "run"
+    assert embed_words(folder, run) == 0
+    for share in (0.1, 0.2):
+        fails(cold.main, command_of(run, share=share), f"none of the {10 * share:.0f} cold items")
+    assert not (run / "cold" / "sae.safetensors").exists()
+    reviews = "".join(text(item, user="u") for item in ids)
+    assert embed_words(write_folder(folder, f"u {' '.join(ids)}\n", reviews), run) == 0
+    fails(cold.main, command_of(run), "has no text of the 2 cold items but reviews")
