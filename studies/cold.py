@@ -43,7 +43,7 @@ import sae as autoencoder  # noqa: E402
 from embed import EmbedSettings  # noqa: E402
 from model import Grounded, SAERec, SASRec, model_scores, new_model, train_model  # noqa: E402
 from sae import Intents, SaeSettings, SparseRows, encode_all, item_codes, resolve  # noqa: E402
-from studies import baselines, significance  # noqa: E402
+from studies import baselines, significance, variants  # noqa: E402
 from studies.ablate import base_settings, mean_and_spread  # noqa: E402
 from studies.rivals import Run, load_run, mean_texts, text_library  # noqa: E402
 
@@ -313,6 +313,7 @@ def trained(Model, world, settings):
 
 RANKERS = {
     FIRST: partial(trained, Grounded),
+    "Grounded without match": partial(trained, variants.WithoutMatch),
     "SASRec + text": partial(trained, baselines.SASRecWithText),
     "item kNN by texts": neighbours,
     "SAERec": partial(trained, SAERec),

@@ -308,7 +308,7 @@ def test_numbers_are_those_of_the_ranks(planted):
     assert report["seeds"] == [0, 1] and report["dataset"] == "data"
     means = {}
     for row in report["rows"]:
-        slug = row["name"].lower().replace(" + ", "-").replace(" ", "-")
+        slug = row["name"].lower().replace(" + ", " ").replace(" ", "-")
         paths = [run / "cold" / f"cold-{slug}-{seed}.safetensors" for seed in (0, 1)]
         ranks = [saerec.load_artifact(path, "")[0] for path in paths]
         for ranking in (*cold.COLD, *cold.WARM):
