@@ -434,6 +434,52 @@ def cold_section(folder):
     return blocks
 
 
+# Intents from what users wrote
+
+
+def written_section(folder):
+    """Whether personal intents from users' own reviews pay -> list of blocks. Raises UserError."""
+    keys = {"dataset", "seeds", "rows", "valid tests", "test tests", "command", "commit"}
+    reports = [read_report(path, keys) for path in sorted(folder.glob("written_*.json"))]
+    if not reports:
+        return []
+    said = (
+        "In data whose texts are reviews with their user, what a position adds to equation (11) "
+        "can be the codes of its item, of what this user wrote about it, both summed, or, as a "
+        "control, of what one other user wrote about the same item. Grounded matches with (11); "
+        "SAERec has its k largest as personal intents, but the row *SAERec*, which is the paper's. "
+        "A review is read from its own position on. Reviews of held-out interactions are not in "
+        "the corpus, so the last item of a test history has none: validation shows more of what "
+        "own reviews are worth, though the epoch was chosen on it. Differences are of NDCG@10, "
+        "with p of the paired test after Holm's correction over all of a column."
+    )
+    blocks = ["## Intents from what users wrote", paragraph(said)]
+    for report in reports:
+        blocks += written_tables(report)
+    return blocks
+
+
+def written_tables(report):
+    """Means of a report of studies/written.py, and its paired tests -> list of blocks."""
+    covered = f"{report['reviewed']:,} of {report['training']:,} training interactions"
+    said = (
+        f"{report['users']:,} users, {len(report['seeds'])} seed(s); {covered} have a review of "
+        f"their user. By `{report['command']}` at commit {report['commit']}."
+    )
+    columns = [f"{part} {metric}" for part in ("valid", "test") for metric in ("NDCG@10", "HR@10")]
+    rows = []
+    for row in report["rows"]:
+        cells = [with_spread(row[column]) for column in columns]
+        rows.append([row["name"], *cells, f"{row['params']:,}", f"{row['seconds']:.0f}"])
+    means_table = table(["", *columns, "parameters", "seconds"], rows)
+    differences = []
+    for pair in zip(report["valid tests"], report["test tests"], strict=True):
+        cells = [f"{-test['difference']:+.4f}, {test['p_holm']:.2g}" for test in pair]
+        differences.append([pair[0]["b"], pair[0]["a"], *cells])
+    tests_table = table(["row", "less", "valid: difference, p", "test: difference, p"], differences)
+    return [f"### {report['dataset']}", paragraph(said), means_table, tests_table]
+
+
 # Interpretability
 
 
@@ -933,6 +979,7 @@ def results_document(folder, ablations):
     for report in ablations:
         blocks += ablation_section(report)
     blocks += cold_section(folder)
+    blocks += written_section(folder)
     blocks += interpret_section(folder)
     blocks += reasons_section(folder)
     blocks += library_section(folder)

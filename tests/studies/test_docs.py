@@ -507,3 +507,29 @@ def test_a_choice_is_told_with_differences_taken_seed_by_seed(tmp_path):
     assert "| tiny | Grounded | 2 | 0.2000 ±0.1000 |  |" in rows
     assert "| tiny | other | 2 | 0.3000 ±0.1000 | +0.1000 ±0.0000 |" in rows
     assert docs.choice_section(tmp_path / "none") == []
+
+
+def test_what_users_wrote_by_hand(tmp_path, fails, house):
+    """Two rows of two seeds; a test's difference is a less b, the table's is b less a."""
+    cell = dict(mean=0.25, std=0.01, per_seed=[0.24, 0.26])
+    rows = []
+    for name, ndcg in (("SAERec, item codes", 0.25), ("SAERec, both", 0.28)):
+        one = dict(name=name, params=1234, seconds=5.4)
+        for part, less in (("valid", 0), ("test", 0.05)):
+            one[f"{part} NDCG@10"] = cell | dict(mean=ndcg - less)
+            one[f"{part} HR@10"] = cell | dict(mean=2 * (ndcg - less))
+        rows.append(one)
+    report = dict(dataset="tiny", users=1009, training=2000, reviewed=1500, seeds=[0, 1], rows=rows)
+    for part, p in (("valid", 0.5), ("test", 0.002)):
+        test = dict(a="SAERec, item codes", b="SAERec, both", difference=-0.03, p=p, p_holm=p)
+        report[f"{part} tests"] = [test]
+    write(tmp_path / "new" / "written_tiny.json", report | dict(command="C", commit="abc"))
+    title, _, name, said, means, tests = docs.written_section(tmp_path / "new")
+    assert title.startswith("## ") and name == "### tiny"
+    assert "1,009 users, 2 seed(s); 1,500 of 2,000 training" in " ".join(said.split())
+    expected = "0.2800 ±0.0100 | 0.5600 ±0.0100 | 0.2300 ±0.0100 | 0.4600 ±0.0100 | 1,234 | 5 |"
+    assert f"| SAERec, both | {expected}" in means
+    assert "| SAERec, both | SAERec, item codes | +0.0300, 0.5 | +0.0300, 0.002 |" in tests
+    assert docs.written_section(tmp_path / "none") == []
+    write(tmp_path / "results" / "written_tiny.json", report)
+    fails(docs.main, house, "written_tiny.json lacks some of", "command")
