@@ -328,7 +328,7 @@ def coverage(data, places):
 
 
 def written_report(data, results, places, settings):
-    """What written.json holds, from {name: [({part: ranks}, what it took) of each seed]} -> dict."""
+    """What written.json holds -> dict; results: name -> what `finish` gives, for each seed."""
     report = dict(dataset=data.folder.name, users=len(data.users)) | coverage(data, places)
     report["protocol"] = f"{PROTOCOL}; {significance.TESTED}"
     report["seeds"] = list(range(settings.seed, settings.seed + settings.seeds))

@@ -441,6 +441,19 @@ def test_it_goes_on_where_it_stopped(study, run, capsys, monkeypatch):
     assert capsys.readouterr().out.count(", seed ") == 2
 
 
+def test_what_was_trained_with_other_settings_is_not_taken(study, run, data):
+    path = run / "written-sasrec-0.safetensors"
+    row = written.ROWS["SASRec"]
+    settings = model.ModelSettings(**saerec.artifact_meta(path, "")["settings"])
+    ranks, more = written.finished(path, row, settings, data)
+    assert torch.equal(ranks["test"], ranks_of(run, "SASRec", 0)["test"]) and more["parameters"]
+    moved = dataclasses.replace(settings, run="elsewhere")
+    assert written.finished(path, row, moved, data)
+    wider = dataclasses.replace(settings, width=16)
+    assert written.finished(path, row, wider, data) is None
+    assert written.finished(run / "written-none-0.safetensors", row, settings, data) is None
+
+
 def test_results_of_another_library_are_not_mixed_in(fails, study, run, tmp_path):
     command, _, _ = study
     copy = tmp_path / "run"
