@@ -3,18 +3,11 @@
     python studies/docs.py            docs/results.md, docs/speed.md and README's table of results
     python studies/docs.py --check    write nothing; status 2 if any of them is out of date
 
-<<<<<<< HEAD
 studies/results/ holds what was measured: ablation_NAME.json and interpret_NAME.json of a data set,
 by studies/ablate.py and interpret.py, reasons_NAME.json by studies/reasons.py, cold_NAME.json by
 studies/cold.py, written_NAME.json by studies/written.py, intents_ml-100k.json by studies/sample.py,
 speed.json by studies/speed.py, and intents_goals.json: before, goal and now of the library of
 intents. The text around the numbers is in this file.
-=======
-studies/results/ holds what was measured: ablation_NAME.json, interpret_NAME.json and
-written_NAME.json of a data set, by studies/ablate.py, interpret.py and written.py,
-intents_ml-100k.json by studies/sample.py, speed.json by studies/speed.py, and intents_goals.json:
-before, goal and now of the library of intents. The text around the numbers is in this file.
->>>>>>> 6deddfb (Test that other settings are trained again)
 """
 
 import dataclasses
