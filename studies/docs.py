@@ -1073,8 +1073,7 @@ def readme_table(ablations):
     blocks = [table(["data", "model", "NDCG@10", "HR@10", "against SASRec"], rows)]
     if any(report["former"] for report in shown):
         said = (
-            f"*{FORMER}* is what was ours before there were three models; docs/results.md says "
-            "what it was made of."
+            f"*{FORMER}* is what was ours before there were three models, see docs/results.md."
         )
         blocks.append(paragraph(said))
     return "\n\n".join(blocks)
