@@ -614,7 +614,7 @@ def data_of_run(run, made_by):
     meta = artifact_meta(Path(run) / "embeddings.safetensors", made_by)
     given = Path(meta["settings"]["data"])
     there = Path(meta.get("folder", given))  # the same, absolute: for who stands elsewhere now
-    return there if there.is_dir() and not given.is_dir() else given
+    return given if given.is_dir() else there
 
 
 def run_dataset(run, folder=""):

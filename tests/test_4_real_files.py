@@ -200,7 +200,7 @@ def test_a_run_is_found_from_another_folder(moved):
 def test_data_that_moved_are_named(moved, fails, tmp_path, tiny_data):
     os.rename(tmp_path / "data", tmp_path / "shop")
     for main in (sae.main, model.main, evaluation.main):
-        fails(main, ["--run", moved], f"{moved} was made from data", "not there", "--data FOLDER")
+        fails(main, ["--run", moved], f"{moved} was made from {tmp_path}/data", "not there", "--data FOLDER")
     here = ["--run", str(moved), "--data", str(tmp_path / "shop"), "--device", "cpu"]
     assert sae.main([*here, *SMALL["sae"].split()]) == 0
     assert model.main([*here, *SMALL["model"].split(), "--model", "sasrec"]) == 0
