@@ -463,12 +463,12 @@ def cold_report(data, world, results, settings):
 
 def report_lines(report):
     """A report as lines of a table, NDCG@10 of each ranking."""
-    yield f"{'NDCG@10':20}" + "".join(f"{ranking:>18}" for ranking in (*COLD, *WARM))
+    yield f"{'NDCG@10':24}" + "".join(f"{ranking:>18}" for ranking in (*COLD, *WARM))
     levels = [f"{report['chance'][ranking]['NDCG@10']:.4f}" for ranking in COLD]
-    yield f"{'chance':20}" + "".join(f"{level:>18}" for level in levels)
+    yield f"{'chance':24}" + "".join(f"{level:>18}" for level in levels)
     for row in report["rows"]:
         cells = [significance.with_spread(row[ranking]["NDCG@10"]) for ranking in (*COLD, *WARM)]
-        yield f"{row['name']:20}" + "".join(f"{cell:>18}" for cell in cells)
+        yield f"{row['name']:24}" + "".join(f"{cell:>18}" for cell in cells)
     for test in report["tests"]:
         said = f"{test['a']} over {test['b']}, {test['ranking']}: {test['difference']:+.4f}"
         yield f"{said} (p = {test['p_holm']:.2g})"
