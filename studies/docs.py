@@ -450,8 +450,10 @@ def written_section(folder):
         "SAERec has its k largest as personal intents, but the row *SAERec*, which is the paper's. "
         "A review is read from its own position on. Reviews of held-out interactions are not in "
         "the corpus, so the last item of a test history has none: validation shows more of what "
-        "own reviews are worth, though the epoch was chosen on it. Differences are of NDCG@10, "
-        "with p of the paired test after Holm's correction over all of a column."
+        "own reviews are worth, though the epoch was chosen on it; epochs are those chosen, a seed "
+        "each. Differences are of NDCG@10, with p of the paired test after Holm's correction over "
+        "all of a column. The test is over users and takes the seeds as they are: a difference "
+        "smaller than what seeds differ by (±) may be gone with other seeds, whatever its p."
     )
     blocks = ["## Intents from what users wrote", paragraph(said)]
     for report in reports:
@@ -470,8 +472,9 @@ def written_tables(report):
     rows = []
     for row in report["rows"]:
         cells = [with_spread(row[column]) for column in columns]
-        rows.append([row["name"], *cells, f"{row['params']:,}", f"{row['seconds']:.0f}"])
-    means_table = table(["", *columns, "parameters", "seconds"], rows)
+        epochs = ", ".join(map(str, row["epochs"]))
+        rows.append([row["name"], *cells, epochs, f"{row['params']:,}", f"{row['seconds']:.0f}"])
+    means_table = table(["", *columns, "epochs", "parameters", "seconds"], rows)
     differences = []
     for pair in zip(report["valid tests"], report["test tests"], strict=True):
         cells = [f"{-test['difference']:+.4f}, {test['p_holm']:.2g}" for test in pair]

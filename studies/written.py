@@ -278,13 +278,14 @@ def finished(path, row, settings, data):
 
 
 def train_and_rank(row, data, settings, reviews):
-    """Train the model of a Row, rank with it -> ({part: float64 [users]}, its parameters int)."""
+    """Train the model of a Row, rank with it -> ({part: float64 [users]}, what it took dict)."""
     intents = intents_read(row.reads, reviews, settings, data)
     net = new_model(row.Model, settings, data, intents)
     with places_told(net):
-        net, _ = train_model(net, data)
+        net, log = train_model(net, data)
         ranks = {part: rank_users(model_scores(net, data, part), data, part) for part in PARTS}
-    return ranks, parameters_of(net)
+    best = max(log, key=lambda line: line["valid_NDCG@10"])
+    return ranks, dict(parameters=parameters_of(net), epoch=best["epoch"])
 
 
 def finish(name, data, settings, reviews):
@@ -298,9 +299,9 @@ def finish(name, data, settings, reviews):
         return done
     print(f"{name}, seed {settings.seed}", flush=True)
     started = time.perf_counter()
-    ranks, parameters = train_and_rank(row, data, settings, reviews)
-    seconds = round(time.perf_counter() - started, 1)
-    more = dict(parameters=parameters, seconds=seconds, row=[row.Model.__name__, row.reads])
+    ranks, more = train_and_rank(row, data, settings, reviews)
+    more["seconds"] = round(time.perf_counter() - started, 1)
+    more["row"] = [row.Model.__name__, row.reads]
     made_from = [folder / "intents.safetensors"]
     save_artifact(path, ranks, settings, data.hash, made_from, **more)
     return ranks, more
@@ -312,7 +313,7 @@ def finish(name, data, settings, reviews):
 def summary(name, seeds):
     """The row of a report; seeds: ({part: ranks}, what it took) of each."""
     took = [more for _, more in seeds]
-    row = dict(name=name, params=took[0]["parameters"])
+    row = dict(name=name, params=took[0]["parameters"], epochs=[more["epoch"] for more in took])
     row["seconds"] = sum(more["seconds"] for more in took) / len(took)
     for part in PARTS:
         metrics = [ranking_metrics(ranks[part]) for ranks, _ in seeds]

@@ -514,7 +514,7 @@ def test_what_users_wrote_by_hand(tmp_path, fails, house):
     cell = dict(mean=0.25, std=0.01, per_seed=[0.24, 0.26])
     rows = []
     for name, ndcg in (("SAERec, item codes", 0.25), ("SAERec, both", 0.28)):
-        one = dict(name=name, params=1234, seconds=5.4)
+        one = dict(name=name, params=1234, seconds=5.4, epochs=[7, 12])
         for part, less in (("valid", 0), ("test", 0.05)):
             one[f"{part} NDCG@10"] = cell | dict(mean=ndcg - less)
             one[f"{part} HR@10"] = cell | dict(mean=2 * (ndcg - less))
@@ -527,7 +527,7 @@ def test_what_users_wrote_by_hand(tmp_path, fails, house):
     title, _, name, said, means, tests = docs.written_section(tmp_path / "new")
     assert title.startswith("## ") and name == "### tiny"
     assert "1,009 users, 2 seed(s); 1,500 of 2,000 training" in " ".join(said.split())
-    expected = "0.2800 ±0.0100 | 0.5600 ±0.0100 | 0.2300 ±0.0100 | 0.4600 ±0.0100 | 1,234 | 5 |"
+    expected = "0.2800 ±0.0100 | 0.5600 ±0.0100 | 0.2300 ±0.0100 | 0.4600 ±0.0100 | 7, 12 | 1,234 | 5 |"
     assert f"| SAERec, both | {expected}" in means
     assert "| SAERec, both | SAERec, item codes | +0.0300, 0.5 | +0.0300, 0.002 |" in tests
     assert docs.written_section(tmp_path / "none") == []

@@ -404,6 +404,7 @@ def test_numbers_are_those_of_the_ranks(study, run, data):
             values = [saerec.ranking_metrics(one)["NDCG@10"] for one in ranks]
             assert row[f"{part} NDCG@10"]["per_seed"] == values
             means[row["name"], part] = significance.user_means(ranks).mean()
+        assert len(row["epochs"]) == 2 and set(row["epochs"]) <= {1, 2, 3}
     for part in written.PARTS:
         tests = report[f"{part} tests"]
         assert [(test["a"], test["b"]) for test in tests] == written.compared()
