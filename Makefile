@@ -52,7 +52,7 @@ planted: data/planted/sequences.txt  ## run: the same on a world whose intents a
 	$(MAKE) interpret report DATA=data/planted EMBED=sources/lsa.py
 
 test: .venv/ready $(WEIGHTS)  ## run: set up and run all tests, in two processes
-	$(MAKE) --no-print-directory -j2 -Otarget test-core test-rest
+	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) test-core test-rest
 
 test-core: .venv/ready $(WEIGHTS)  ## run: the tests of the five scripts alone
 	$(PY) -m pytest -q $(sort $(wildcard tests/test_*.py))
