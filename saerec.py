@@ -18,7 +18,6 @@ studies/ are experiments on the method, tools/ asks and shows a trained run.
 """
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import difflib

@@ -42,7 +42,7 @@ import torch.nn.functional as F  # noqa: E402
 import sae as autoencoder  # noqa: E402
 from embed import EmbedSettings  # noqa: E402
 from model import Grounded, SAERec, SASRec, model_scores, new_model, train_model  # noqa: E402
-from sae import Intents, SaeSettings, SparseRows, encode_all, item_codes, resolve  # noqa: E402
+from sae import Intents, SaeSettings, SparseRows, encode_all, item_codes  # noqa: E402
 from studies import baselines, significance, variants  # noqa: E402
 from studies.ablate import base_settings, mean_and_spread  # noqa: E402
 from studies.rivals import Run, load_run, mean_texts, text_library  # noqa: E402

@@ -748,7 +748,7 @@ def parts_clause(kinds):
 
 
 def stays_clause(kinds):
-    """Whether SAERec's first personal intent needs the item that is said to evoke it."""
+    """Whether SAERec's first personal intent needs the item that carries it most."""
     evoking, _, nearest = kinds["history"]
     return (
         f"{kinds['evoked'][0]['evoked']['mean']:.0%} of the users have an item that carries their "
@@ -779,8 +779,8 @@ REASONS_SAID = (  # what, of which model, its rows, and what is said of each dat
         parts_clause,
     ),
     (
-        "SAERec finds personal intents by the vector of the last item, not by codes, so titles "
-        "that are said to evoke them need not",
+        "SAERec finds personal intents by the vector of the last item, not by codes, so an item "
+        "that carries one need not evoke it",
         "saerec",
         "history",
         stays_clause,

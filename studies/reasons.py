@@ -242,18 +242,14 @@ def without_items(asked, lists, place, items):
     return state, target_ranks(scores, lists.item[place], lists.seen[user])
 
 
-def history_changes(asked, lists, random):
-    """What becomes of a listed item and its largest term without an item of the history.
+def changes_without(asked, lists, shown, wanted, decay, random, measure):
+    """What becomes of listed items without an item of the history that evokes an intent -> dict.
 
-    -> {"pointed": of each listed item whose largest term is above 0, whether the history evokes it;
-    "history": of those that can be tested, if there are any, a dict of (name, measure): [t]}
+    shown: int64 [m] of n, the listed items; wanted: int64 [m], an intent of each; measure: a
+    function of the State without the item, and of places int64 [t] of n -> {measure: [t]}.
+    {"pointed": of each listed item shown, whether the history evokes its intent; "history": of
+    those that can be tested, if there are any, a dict of (name, measure): [t]}
     """
-    model = asked.model
-    terms, _ = score_terms(model, lists.state.u[lists.user], lists.state.r[lists.user], lists.item)
-    largest, intent = terms.max(1)
-    shown = (largest > 0).nonzero()[:, 0]
-    decay = model.settings.decay
-    wanted = intent[shown]
     evoked, tested, taken, steps = items_to_take(asked, lists, shown, wanted, decay, random)
     pointed = dict(user=lists.user[shown], evoked=evoked)
     if not len(tested):
@@ -263,12 +259,26 @@ def history_changes(asked, lists, random):
     changes = dict(user=lists.user[place])
     for name, items, age in zip(TAKEN, taken, steps):
         state, rank = without_items(asked, lists, place, items)
+        measures = measure(state, place) | dict(steps=age) | rank_measures(rank, rank_before)
+        for what, values in measures.items():
+            changes[name, what] = values
+    return dict(pointed=pointed, history=changes)
+
+
+def history_changes(asked, lists, random):
+    """What becomes of a listed item and its largest term, see `changes_without`."""
+    model = asked.model
+    terms, _ = score_terms(model, lists.state.u[lists.user], lists.state.r[lists.user], lists.item)
+    largest, intent = terms.max(1)
+    shown = (largest > 0).nonzero()[:, 0]
+
+    def measure(state, place):
         terms, _ = score_terms(model, state.u, state.r, lists.item[place])
         change = terms.gather(1, intent[place, None])[:, 0] / largest[place] - 1
-        measures = dict(shrinks=change < 0, change=change, steps=age)
-        for measure, values in (measures | rank_measures(rank, rank_before)).items():
-            changes[name, measure] = values
-    return dict(pointed=pointed, history=changes)
+        return dict(shrinks=change < 0, change=change)
+
+    decay = model.settings.decay
+    return changes_without(asked, lists, shown, intent[shown], decay, random, measure)
 
 
 # SAERec: parts
@@ -294,27 +304,14 @@ def part_ranks(asked, lists, random):
 
 
 def personal_changes(asked, lists, random):
-    """What becomes of SAERec's first personal intent without an item of the history -> dict.
-
-    As `history_changes`, of each listed item; a code's age doesn't count, as in tools/recommend.py.
-    """
+    """What becomes of SAERec's first personal intent, see `changes_without`; no code fades."""
     first = lists.state.personal[lists.user, 0]
     shown = (first < asked.codes.columns).nonzero()[:, 0]
-    wanted = first[shown]
-    evoked, tested, taken, steps = items_to_take(asked, lists, shown, wanted, 1.0, random)
-    pointed = dict(user=lists.user[shown], evoked=evoked)
-    if not len(tested):
-        return dict(pointed=pointed)
-    place = shown[tested]
-    rank_before = lists.ranks(lists.scores)[place]
-    changes = dict(user=lists.user[place])
-    for name, items, age in zip(TAKEN, taken, steps):
-        state, rank = without_items(asked, lists, place, items)
-        stays = (state.personal == first[place, None]).any(1)
-        measures = dict(stays=stays, steps=age) | rank_measures(rank, rank_before)
-        for measure, values in measures.items():
-            changes[name, measure] = values
-    return dict(pointed=pointed, history=changes)
+
+    def measure(state, place):
+        return dict(stays=(state.personal == first[place, None]).any(1))
+
+    return changes_without(asked, lists, shown, first[shown], 1.0, random, measure)
 
 
 # Both: steering

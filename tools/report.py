@@ -37,7 +37,8 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 MARKER = "/*DATA*/"
 REPORT_LIMIT = 5_000_000  # bytes; a larger page opens slowly and is too much for a mail
 TEXT = 160  # characters of a text that are shown
-STRONG, WEAK = 5, 3  # texts of an intent that are shown
+STRONG = 5  # texts of an intent that are shown, the strongest
+WEAK = 3  # and the weakest
 BINS = 12  # of a histogram
 ENCODED = 20_000  # texts, drawn by the seed, whose activations are looked at
 USERS_READ = 2000  # users, likewise, among whom those with most of an intent are found
@@ -207,7 +208,8 @@ def map_points(x, weight, seed=0):
     nearest to it.
     """
     order = weight.argsort(descending=True, stable=True)
-    placed, others = order[:LANDMARKS], order[LANDMARKS:]
+    placed = order[:LANDMARKS]
+    others = order[LANDMARKS:]
     y = torch.zeros(len(x), 2)
     y[placed] = tsne(x[placed], seed=seed)
     for part in others.split(4096):
@@ -310,7 +312,8 @@ def text_examples(row, firing, data):
         text = data.texts[firing.texts[places[at]]]
         activation.setdefault(text, round(float(strength[at]), 3))
     pairs = [[text, z] for text, z in activation.items()]
-    strong, weak = pairs[:STRONG], pairs[STRONG:][-WEAK:]
+    strong = pairs[:STRONG]
+    weak = pairs[STRONG:][-WEAK:]
     examples = dict(texts=[[excerpt(text, words, TEXT), z] for text, z in strong])
     examples["weak"] = [[excerpt(text, words, TEXT), z] for text, z in reversed(weak)]
     drawn = strength[places < firing.sample]

@@ -1,7 +1,6 @@
 """Names from a language model, asked of a local server that answers well, badly, late or never."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
