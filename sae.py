@@ -48,6 +48,7 @@ import torch.nn.functional as F
 from embed import IDEOGRAPHS, terms_of
 
 GAO = "Gao et al. 2024"
+SMALL = 64  # up to so many latents per active one the dense gradient is the cheaper
 MOST_TEXTS = 0.5  # what more texts say is boilerplate, and names nothing
 
 
@@ -143,11 +144,16 @@ class SAE(torch.nn.Module):
     def encode(self, x):
         """(S1) of standardized x [B, E] -> Codes; only the chosen latents have a gradient.
 
-        The product with all M rows serves to choose, so backward costs K/M of the dense one.
+        The product with all M rows serves to choose, so backward costs K/M of the dense one: worth
+        its detour unless M is small.
         """
         x = x - self.b_dec
+        K = int(self.active)
+        if torch.is_grad_enabled() and len(self.W_enc) <= SMALL * K:
+            values, chosen = (x @ self.W_enc.T + self.b_enc).topk(K)  # (B, K) each
+            return Codes(values.relu(), chosen)
         with torch.no_grad():
-            chosen = (x @ self.W_enc.T + self.b_enc).topk(int(self.active)).indices  # (B, K)
+            chosen = (x @ self.W_enc.T + self.b_enc).topk(K).indices  # (B, K)
         rows = F.embedding(chosen, self.W_enc)  # (B, K, E)
         bias = F.embedding(chosen, self.b_enc[:, None])[:, :, 0]  # (B, K)
         values = torch.bmm(rows, x[:, :, None])[:, :, 0] + bias

@@ -17,8 +17,10 @@ import io
 import json
 import math
 import multiprocessing
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -45,6 +47,7 @@ from studies.significance import current_commit  # noqa: E402
 
 RELEASE = 490.0  # seconds per epoch of Amazon Beauty of the authors' code, on 2 AVX2 cores
 NEGATIVES = 256
+SPINS = (0, 300, 1000, 3000, 10_000, 300_000)  # of idle threads; the last is GNU OpenMP's default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,17 +348,18 @@ class DenseTrainer(SaeTrainer):
 
 
 def measure_sae(settings, device):
-    """Steps per second of 1,024 texts, K = 16, against the dense formulation."""
-    sizes = [(M, E) for E in (384, 768) for M in (1024, 4096, 16384)]
-    repeats = 7
+    """Steps per second as sae.py makes them by default, against the dense formulation."""
+    default = SaeSettings()
+    sizes = [(M, E) for E in (384, 768) for M in (256, 1024, 4096, 16384)]
+    repeats = 15
     if settings.quick:
-        sizes = [(1024, 384), (4096, 384)]
+        sizes = [(256, 384), (4096, 384)]
         repeats = 3
     for M, E in sizes:
-        x = torch.randn(1024, E, device=device)
+        x = torch.randn(default.batch, E, device=device)
         x /= x.square().sum(1).mean().sqrt()
-        ours = SaeTrainer(M, 16, x)
-        dense = DenseTrainer(M, 16, x)
+        ours = SaeTrainer(M, default.active, x)
+        dense = DenseTrainer(M, default.active, x)
         fast, slow = medians(repeats, ours.backward, dense.backward)
         name = f"SAE M={M} E={E}, forward and backward"
         yield row(name, 1 / fast, "steps/s", "dense", slow / fast)
@@ -393,6 +397,72 @@ def measure_embed(settings, device):
         against = "sentence-transformers"
         ratio = others[0] / seconds
     yield row("MiniLM", len(texts) / seconds, "texts/s", against, ratio)
+
+
+# A busy neighbour
+
+
+@contextlib.contextmanager
+def busy_neighbour():
+    """A process that computes without end, which takes a core of those that we use."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def idle_and_busy(settings, threads):
+    """Seconds of an epoch of SASRec and of 100 steps of the SAE -> {name: (idle, beside another)}.
+
+    Idle and busy take turns, so that what else the machine does falls on both.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    device = pick_device("cpu")
+    data = run_dataset(settings.run, settings.data)
+    model = Trainer("sasrec", data, None, device)
+    default = SaeSettings()
+    x = torch.randn(default.batch, 384)
+    sae = SaeTrainer(1024, default.active, x / x.square().sum(1).mean().sqrt())
+    steps = min(8, len(model.parts))
+    share = len(model.parts) / steps
+
+    def several():
+        for _ in range(20):
+            sae.step()
+
+    taken = []
+    for _ in range(1 if settings.quick else 3):
+        idle = medians(3, model.steps(steps), several)
+        with busy_neighbour():
+            taken.append(idle + medians(3, model.steps(steps), several))
+    middle = [statistics.median(times) for times in zip(*taken)]
+    name = f"{data.folder.name}: an epoch of SASRec"
+    return {
+        name: (middle[0] * share, middle[2] * share),
+        "100 steps of the SAE, M=1024": (middle[1] * 5, middle[3] * 5),
+    }
+
+
+def measure_busy(settings, device):
+    """What another busy process costs, by how long idle threads spin, and on one thread.
+
+    GNU's OpenMP reads that once, so each value has a process of its own.
+    """
+    if device.type != "cpu":
+        return
+    tried = {f"{spins:,} spins": dict(GOMP_SPINCOUNT=str(spins)) for spins in SPINS}
+    usual = os.environ["GOMP_SPINCOUNT"]
+    new = multiprocessing.get_context("spawn")
+    for name, environment in {**tried, "one thread": {}}.items():
+        os.environ.update(dict(GOMP_SPINCOUNT=usual) | environment)
+        threads = 0 if environment else 1
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=new) as process:
+            measured = process.submit(idle_and_busy, settings, threads).result()
+        for work, (idle, busy) in measured.items():
+            yield row(f"{work}, {name}", idle, "s")
+            yield row(f"{work}, {name}, a busy neighbour", busy, "s", "idle", busy / idle)
 
 
 # Growth
@@ -468,6 +538,7 @@ PARTS = {
     "negatives": measure_negatives,
     "sae": measure_sae,
     "embed": measure_embed,
+    "busy": measure_busy,
     "growth": measure_growth,
     "million": measure_million,
 }

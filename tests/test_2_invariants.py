@@ -179,7 +179,9 @@ def random_sae(latents=32, active=4, width=24):
     return net
 
 
-def test_sparse_sae_equals_the_dense_one_in_loss_and_gradient():
+@pytest.mark.parametrize("small", [0, 64], ids=["many latents", "few latents"])
+def test_sparse_sae_equals_the_dense_one_in_loss_and_gradient(small, monkeypatch):
+    monkeypatch.setattr(sae, "SMALL", small)
     net = random_sae()
     x, _ = planted(100)
     gradients = []

@@ -1,9 +1,11 @@
 """The speed study runs and writes what it says; its figures are not judged here."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -125,11 +127,61 @@ def test_sampled_softmax_is_timed_where_it_is_asked_for(tiny_run):
     assert isinstance(sampled.loss, SampledLoss) and len(sampled.loss.draw()) == 5
 
 
-def test_the_dense_formulation_is_the_same_autoencoder():
+def test_each_way_of_waiting_has_a_row_idle_and_beside_a_neighbour(tiny_run, monkeypatch):
+    """Each in a process that got its own value, and one on one thread."""
+    monkeypatch.setattr(speed, "SPINS", (7,))
+    monkeypatch.setattr(speed.concurrent.futures, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(speed, "idle_and_busy", lambda _, threads: {"work": spins_and(threads)})
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    rows = [tuple(row.values()) for row in speed.measure_busy(settings_of(tiny_run), CPU)]
+    assert rows == [
+        ("work, 7 spins", 7.0, "s", "", None),
+        ("work, 7 spins, a busy neighbour", 14.0, "s", "idle", 2.0),
+        ("work, one thread", 1001.0, "s", "", None),
+        ("work, one thread, a busy neighbour", 2002.0, "s", "idle", 2.0),
+    ]
+    assert not list(speed.measure_busy(settings_of(tiny_run), torch.device("cuda")))
+
+
+def spins_and(threads):
+    told = threads + int(os.environ["GOMP_SPINCOUNT"])
+    return told, 2 * told
+
+
+class InThisProcess(contextlib.nullcontext):
+    """Stands for a pool of processes."""
+
+    def __init__(self, *_, **__):
+        super().__init__(self)
+
+    def submit(self, function, *arguments):
+        future = concurrent.futures.Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def test_a_busy_neighbour_computes_and_ends_with_the_measurement():
+    with speed.busy_neighbour() as neighbour:
+        assert neighbour.poll() is None
+    assert neighbour.poll() is not None
+    with pytest.raises(KeyError):
+        with speed.busy_neighbour() as neighbour:
+            raise KeyError
+    assert neighbour.poll() is not None
+
+
+def test_an_epoch_and_the_sae_are_timed_idle_and_busy(tiny_run, small):
+    measured = speed.idle_and_busy(settings_of(tiny_run), 0)
+    assert list(measured) == ["tiny: an epoch of SASRec", "100 steps of the SAE, M=1024"]
+    assert all(seconds > 0 for both in measured.values() for seconds in both)
+
+
+@pytest.mark.parametrize("latents", [16, 256], ids=["few latents", "many latents"])
+def test_the_dense_formulation_is_the_same_autoencoder(latents):
     """Equal losses and gradients, so that only the way there is timed."""
     x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
-    ours = speed.SaeTrainer(16, 3, x)
-    dense = speed.DenseTrainer(16, 3, x)
+    ours = speed.SaeTrainer(latents, 3, x)
+    dense = speed.DenseTrainer(latents, 3, x)
     torch.testing.assert_close(ours.loss(), dense.loss())
     ours.backward()
     dense.backward()
@@ -138,7 +190,7 @@ def test_the_dense_formulation_is_the_same_autoencoder():
     before = ours.sae.W_dec.clone()
     ours.step()
     assert not torch.equal(before, ours.sae.W_dec)
-    torch.testing.assert_close(ours.sae.W_dec.norm(dim=1), torch.ones(16))
+    torch.testing.assert_close(ours.sae.W_dec.norm(dim=1), torch.ones(latents))
 
 
 def test_flops_of_an_epoch_are_those_of_its_products(tiny_run):
