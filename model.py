@@ -130,15 +130,16 @@ class SelfAttention(Attention):
 
 class CrossAttention(Attention):
     def forward(self, x, z, chosen):
-        """x [P, D] attends to its rows, chosen int64 [P, k], of z [any, D] -> [P, D].
+        """x [P, D] attends to its rows, chosen int64 [P, k] or [1, k] for all, of z [any, D].
 
-        Keys and values are projected once per row of z and then gathered, not once per P x k.
+        Keys and values are projected once per row of z and then gathered, not once per P x k. The
+        products are written out: bmm is slow for P x H of so small matrices.
         """
-        q = self.split(self.query(x))  # (P, H, D/H)
-        k = self.split(F.embedding(chosen, self.key(z)))  # (P, k, H, D/H)
+        q = self.split(self.query(x))[:, None]  # (P, 1, H, D/H)
+        k = self.split(F.embedding(chosen, self.key(z)))  # (P or 1, k, H, D/H)
         v = self.split(F.embedding(chosen, self.value(z)))
-        weight = (torch.einsum("phd,pkhd->phk", q, k) / q.shape[-1] ** 0.5).softmax(-1)
-        mixed = torch.einsum("phk,pkhd->phd", self.drop(weight), v)
+        weight = ((q * k).sum(3) / q.shape[-1] ** 0.5).softmax(1)  # (P, k, H)
+        mixed = (self.drop(weight)[:, :, :, None] * v).sum(1)  # (P, H, D/H)
         return self.finish(x, mixed.flatten(1))
 
 
@@ -291,7 +292,7 @@ class SAERec(SASRec):
 
     def guide(self, a, h, z, personal):
         """Equations (7) to (9) -> State; a, h: [P, D]; z: [J+1, D]; personal: int64 [P, k]."""
-        public = self.public_intents().expand(len(h), -1)  # (P, g)
+        public = self.public_intents()[None]  # (1, g)
         b = self.personal_branch(h, z, personal)  # (P, D)
         c = self.public_branch(h, z, public)  # (P, D)
         parts = self.fuse(a, b, c)  # (3, P, D)
