@@ -105,35 +105,52 @@ def test_readme_changes_between_its_markers_alone(house, tmp_path, capsys):
     content = readme.read_bytes().decode()
     before, between, after = content.replace(docs.END, docs.BEGIN).split(docs.BEGIN)
     assert (before, after) == ("a\r\n| b |\n\n", "\nc\u2028d\n")
-    assert between.startswith("\n\n| data | model |") and between.endswith("\n\n")
+    assert between.startswith("\n\n| data | item kNN by texts |") and between.endswith("\n\n")
     capsys.readouterr()
     assert docs.main(house) == 0
     assert "nothing, all is up to date" in capsys.readouterr().out
     assert readme.read_bytes().decode() == content
 
 
+def paper_table(dataset, grounded=0.09, **more):
+    """A report of the six rows as ablate.py writes it, and Grounded without match."""
+    values = {"Grounded": grounded, "Grounded without match": 0.07, "popularity": 0.01}
+    values |= {"item kNN by texts": 0.06, "SASRec": 0.08, "SASRec + text": 0.085, "SAERec": 0.075}
+    rows = [row(name, ndcg) for name, ndcg in values.items()]
+    rows[3]["NDCG@10"]["std"] = 0.0
+    more = dict(dataset=dataset, rows=rows, command="python x.py", commit="abc") | more
+    return ablation(**more)
+
+
 def test_readme_rows_by_hand(tmp_path):
-    write(tmp_path / "ablation_scientific.json", ablation())
-    said = docs.readme_table(docs.read_ablations(tmp_path))
+    """In the order of the paper, whatever the files are called."""
+    write(tmp_path / "table_a.json", paper_table("scientific"))
+    write(tmp_path / "table_b.json", paper_table("beauty"))
+    said = docs.readme_table(tmp_path)
     assert said.split("\n")[2:] == [
-        "| scientific | SASRec | 0.0800 | 0.2400 |  |",
-        "| scientific | SAERec | 0.0750 | 0.2250 | -6.2% |",
-        "| scientific | Grounded | 0.0900 | 0.2700 | +12.5% |",
+        "| beauty | 0.0600 | 0.0800 | 0.0850 | 0.0750 | 0.0900 | +12.5% |",
+        "| scientific | 0.0600 | 0.0800 | 0.0850 | 0.0750 | 0.0900 | +12.5% |",
     ]
 
 
-def test_new_results_stand_before_former_ones(house, tmp_path):
-    """A data set that was measured again has its new rows in README, and both in results.md."""
-    (tmp_path / "results" / "ablation_scientific_models.json").unlink()
-    write(tmp_path / "results" / "ablation_scientific_again.json", ablation())
-    assert docs.main(house) == 0
-    readme = (tmp_path / "README.md").read_text()
-    assert "| scientific | Grounded | 0.0900 |" in readme
-    assert "| scientific | former default |" not in readme
-    assert "| beauty | former default |" in readme
-    results = (tmp_path / "docs" / "results.md").read_text()
-    new = results.index("\n## Ablation: scientific\n")
-    assert new < results.index("\n## Ablation of the former default: scientific\n")
+def test_the_papers_data_by_hand(tmp_path):
+    """What was hoped for stands beside what came, reached or not."""
+    assert docs.paper_section(tmp_path) == []
+    cases = (("beauty", 0.0632, "was reached"), ("toys", 0.0656, "was not reached"))
+    cases += (("scientific", 0.091, "was not reached"), ("sports", 0.0367, "was reached"))
+    for name, grounded, _ in cases:
+        write(tmp_path / f"table_{name}.json", paper_table(name, grounded))
+    said = " ".join("\n\n".join(docs.paper_section(tmp_path)).split())
+    parts = said.split(" ### ")[1:]
+    assert [part.split()[0] for part in parts] == ["beauty", "toys", "sports", "scientific"]
+    by_name = {part.split()[0]: part for part in parts}
+    for name, grounded, reached in cases:
+        assert reached in by_name[name]
+        assert f"Grounded has {grounded / 0.08:.2f} times SASRec's NDCG@10" in by_name[name]
+        assert ("Published on the same file" in by_name[name]) == (name != "scientific")
+        assert "By `python x.py` at commit abc." in by_name[name]
+        assert f"| Grounded | {grounded:.4f} |" in by_name[name]
+    assert "0.0632 / 0.1066 (what was ours" in by_name["beauty"]
 
 
 def test_a_section_by_hand(tmp_path):
