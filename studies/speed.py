@@ -3,32 +3,40 @@
     python studies/speed.py --run runs/beauty             all of it, some 15 minutes for beauty
     python studies/speed.py --run runs/ml-100k --quick    under two minutes
     python studies/speed.py --only sae,growth             some parts
+    python studies/speed.py --only peers,embed --peers PYTHON,PYTHON    beside other libraries
 
 Prints a table and writes studies/results/speed.json. Each part runs in a process of its own, so
 that its peak memory is its own. Two things that are compared take turns in one process, and the
 ratio is that of their medians. The run folder must hold what embed.py and sae.py make.
+
+Other libraries lie in environments of their own, whose Pythons --peers names: RecTools and RecBole,
+whose SASRecs take turns with ours and with the loop over prefixes on the CPU, each in a process of
+its own (studies/peer.py), and sentence-transformers, which embeds the same texts.
 """
 
 import concurrent.futures
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
 import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    Dataset, UserError, generator, pick_device, rank_users, run_command, run_dataset, setting,
-    write_lines,
+    Dataset, UserError, generator, pick_device, rank_users, ranking_metrics, run_command,
+    run_dataset, setting, write_lines,
 )  # fmt: skip
 
 import numpy as np  # noqa: E402
@@ -49,6 +57,8 @@ RELEASE = 490.0  # seconds per epoch of Amazon Beauty of the authors' code, on 2
 NEGATIVES = 256
 SCORES = 2**21  # that model.CrossEntropy makes at a time on a CPU
 SPINS = (0, 300, 1000, 3000, 10_000, 300_000)  # of idle threads; the last is GNU OpenMP's default
+PEER = Path(__file__).resolve().with_name("peer.py")
+STEPS = {"ours": 20, "loop": 2}  # at a turn, else one; ours are quick, and of many lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +69,8 @@ class SpeedSettings:
     data: str = setting("", "dataset folder, if it moved since embed.py read it", unit="path")
     only: str = setting("", "parts to measure, parted by commas; all if not given")
     quick: bool = setting(False, "fewer sizes and repetitions, no whole training")
+    peers: str = setting("", "Pythons of environments with other libraries", unit="paths,paths")
+    budget: int = setting(300, "of training to the goal of part peers", unit="s", low=1)
     out: str = setting("studies/results/speed.json", "file to write", unit="path")
     device: str = setting("auto", "auto: a GPU if it is there", choices=("auto", "cpu", "cuda"))
 
@@ -155,8 +167,16 @@ class Trainer:
             self.loss = SampledLoss(data, negatives, seed=0)
         self.flat = torch.from_numpy(data.flat).long()
         self.rows = training_rows(data, self.settings.history)
-        self.parts = shuffled_batches(self.rows, self.settings.batch, generator(0, "speed"))
+        self.shuffle(generator(0, "speed"))
+
+    def shuffle(self, random):
+        """Make the batches of an epoch anew, in the order that a generator draws."""
+        self.parts = shuffled_batches(self.rows, self.settings.batch, random)
         self.at = 0
+
+    def batch_size(self):
+        """About how many positions are in a batch -> int."""
+        return self.settings.batch
 
     def next_part(self):
         """The rows of the next batch, pass after pass -> int64 [any]."""
@@ -193,16 +213,20 @@ class PrefixTrainer(Trainer):
     """The obvious loop: each prefix is a row, padded to the longest history.
 
     Every position goes through every branch, then comes plain cross entropy at the last one over
-    all items. Batches have 256 rows, as in the authors' code.
+    all items.
     """
 
-    def __init__(self, name, data, intents, device, **flags):
-        super().__init__(name, data, intents, device, **flags)
+    def shuffle(self, random):
         prefixes = []
         for begin, length in zip(self.rows.begin.tolist(), self.rows.length.tolist()):
             prefixes += [(begin, n) for n in range(1, length + 1)]
-        order = torch.randperm(len(prefixes), generator=generator(0, "speed"))
-        self.parts = torch.tensor(prefixes)[order].split(256)
+        order = torch.randperm(len(prefixes), generator=random)
+        self.parts = torch.tensor(prefixes)[order].split(self.batch_size())
+        self.at = 0
+
+    def batch_size(self):
+        """How many rows are in a batch -> int; as in the authors' code."""
+        return 256
 
     def padded(self, part):
         """Items of prefixes (begin, length), int64 [B, 2] -> int64 [B, T], T is --history."""
@@ -292,6 +316,11 @@ def read_log(path):
         return [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
 
 
+def goal_of(log):
+    """95% of the best validation NDCG@10 of a training curve, as `read_log` gives it -> float."""
+    return 0.95 * max(line["valid_NDCG@10"] for line in log)
+
+
 def measure_training(settings, device):
     """Seconds to 95% of SASRec's best validation NDCG@10, from the logs that the run has."""
     data = run_dataset(settings.run, settings.data)
@@ -302,7 +331,7 @@ def measure_training(settings, device):
             logs[Model.__name__] = log
     if "SASRec" not in logs:
         return
-    target = 0.95 * max(line["valid_NDCG@10"] for line in logs["SASRec"])
+    target = goal_of(logs["SASRec"])
     for name, log in logs.items():
         epochs = [n for n, line in enumerate(log, 1) if line["valid_NDCG@10"] >= target]
         if epochs:
@@ -384,36 +413,264 @@ def measure_sae(settings, device):
         yield row(f"SAE M={M} E={E}, whole step", 1 / fast, "steps/s", "dense", slow / fast)
 
 
+def encoder_products(bert, shapes):
+    """A function that computes an encoder's matrix products alone, for batches of shapes [B, S]."""
+    E = bert.words.shape[1]
+    device = bert.words.device
+    cells = max(B * S * max(4 * E, bert.heads * S) for B, S in shapes)
+    rooms = [torch.rand(cells, dtype=bert.words.dtype, device=device) for _ in range(4)]
+
+    def part(room, *shape):
+        return rooms[room][: math.prod(shape)].view(shape)
+
+    def layer(B, S, qkv, mix, norm, widen, narrow, last_norm):
+        for weight, _ in (qkv, mix, widen, narrow):
+            wide, deep = weight.shape
+            torch.mm(part(0, B * S, deep), weight.T, out=part(1, B * S, wide))
+        heads = (B * bert.heads, S, E // bert.heads)
+        similarity = part(2, B * bert.heads, S, S)
+        torch.bmm(part(0, *heads), part(1, *heads).mT, out=similarity)
+        torch.bmm(similarity, part(0, *heads), out=part(3, *heads))
+
+    def products():
+        for B, S in shapes:
+            for parameters in bert.layers:
+                layer(B, S, *parameters)
+
+    return products
+
+
+class Shapes:
+    """An encoder that also notes the shapes [B, S] of its batches."""
+
+    def __init__(self, bert):
+        self.words = bert.words
+        self.bert = bert
+        self.seen = []
+
+    def __call__(self, ids, lengths):
+        self.seen.append(tuple(ids.shape))
+        return self.bert(ids, lengths)
+
+
+def measure_texts(name, texts, encoder, repeats, peer):
+    """Texts per second of an encoder (WordPiece, Bert) beside its products and a Worker, or None.
+
+    Both vectors have norm 1; the largest difference of a value of theirs says whether they agree.
+    """
+    shapes = Shapes(encoder[1])
+    vectors = embed.encode(texts, encoder[0], shapes)
+    functions = [functools.partial(embed.encode, texts, *encoder)]
+    functions.append(encoder_products(encoder[1], shapes.seen))
+    if peer:
+        functions.append(functools.partial(peer.ask, "encode", texts=texts))
+    seconds, floor, *others = medians(repeats, *functions)
+    said = f"{name}, matrix products alone"
+    yield row(said, len(texts) / floor, "texts/s", "time / floor", seconds / floor)
+    if not peer:
+        yield row(name, len(texts) / seconds, "texts/s")
+        return
+    yield row(name, len(texts) / seconds, "texts/s", peer.name, others[0] / seconds)
+    largest = (vectors - peer.read("vectors", len(texts))).abs().max().item()
+    yield row(f"{name}, largest difference", 1e6 * largest, "millionths", peer.name)
+
+
 def measure_embed(settings, device):
-    """Texts per second of MiniLM, beside sentence-transformers where that is installed."""
-    count = 300 if settings.quick else 2000
-    texts = run_dataset(settings.run, settings.data).texts[:count]
-    weights = embed.fetch_weights()
-    tokenizer, bert = embed.load_encoder(weights, device=device)
-
-    def ours():
-        embed.encode(texts, tokenizer, bert)
-
-    functions = [ours]
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        pass
-    else:
-        encoder = SentenceTransformer(str(weights), device=str(device))
-
-        def theirs():
-            encoder.encode(texts, batch_size=32, show_progress_bar=False)
-
-        functions.append(theirs)
+    """Texts per second of MiniLM, on the texts as they are and on their first twelve words."""
+    count = 200 if settings.quick else 500
     repeats = 1 if settings.quick else 3
-    seconds, *others = medians(repeats, *functions)
-    against = ""
-    ratio = None
-    if others:
-        against = "sentence-transformers"
-        ratio = others[0] / seconds
-    yield row("MiniLM", len(texts) / seconds, "texts/s", against, ratio)
+    texts = run_dataset(settings.run, settings.data).texts[:count]
+    short = [" ".join(text.split()[:12]) for text in texts]
+    weights = embed.fetch_weights()
+    encoder = embed.load_encoder(weights, device=device)
+    with contextlib.ExitStack() as stack:
+        peer = None
+        found = find_peers(settings.peers)
+        if "sentence_transformers" in found:
+            python, version = found["sentence_transformers"]
+            peer = Worker(python, f"sentence-transformers {version}")
+            stack.enter_context(peer)
+            facts = dict(weights=str(weights), tokens=encoder[0].most, device=device.type)
+            peer.start("sentence_transformers", **facts)
+        yield from measure_texts("MiniLM, whole texts", texts, encoder, repeats, peer)
+        yield from measure_texts("MiniLM, first 12 words", short, encoder, repeats, peer)
+
+
+# Other libraries
+
+
+class Worker(contextlib.AbstractContextManager):
+    """A process of studies/peer.py under some Python, asked and answering by lines of JSON."""
+
+    def __init__(self, python, name):
+        """python: path; name: what it measures, for people. Raises UserError."""
+        self.python = python
+        self.name = name
+        self.folder = tempfile.TemporaryDirectory()
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        try:
+            command = [python, str(PEER)]
+            self.process = subprocess.Popen(command, cwd=self.folder.name, text=True, **pipes)
+        except OSError as error:
+            self.errors.close()
+            self.folder.cleanup()
+            raise UserError(f"--peers {python} does not run ({error}): name a Python") from error
+
+    def __exit__(self, *problem):
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+        self.folder.cleanup()
+
+    def ask(self, what, **more):
+        """The answer to a question. Raises UserError if the process ends over it."""
+        with contextlib.suppress(BrokenPipeError):  # the answer will be lacking
+            self.process.stdin.write(json.dumps(dict(do=what, **more)) + "\n")
+            self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        try:
+            return json.loads(answer)
+        except ValueError as error:
+            self.process.kill()
+            self.process.wait()
+            self.errors.seek(0)
+            said = [line.strip() for line in self.errors if line.strip()]
+            why = (said or [answer.strip() or "killed, as when memory runs out"])[-1]
+            problem = f"{self.python}: {self.name} ended at {what!r} ({why})"
+            raise UserError(f"{problem}: mend that environment, or leave it out") from error
+
+    def start(self, kind, **more):
+        """Make a recommender or an encoder of studies/peer.py, with as many threads as here."""
+        self.kind = kind
+        told = dict(kind=kind, folder=self.folder.name, threads=torch.get_num_threads())
+        self.facts = self.ask("start", **told, **more)
+
+    def read(self, name, rows):
+        """A float32 matrix that the process wrote -> tensor [rows, any]."""
+        path = Path(self.folder.name) / name
+        return torch.from_numpy(np.fromfile(path, np.float32).reshape(rows, -1))
+
+
+def find_peers(pythons):
+    """Libraries that the Pythons, parted by commas, can import -> {library: (Python, version)}.
+
+    The first Python that has a library is taken. Raises UserError.
+    """
+    found = {}
+    for named in filter(None, pythons.split(",")):
+        python = shutil.which(named)
+        if not python:
+            raise UserError(f"--peers {named} is no program: name the Python of an environment")
+        python = os.path.abspath(python)
+        with Worker(python, "this program, asked for its libraries,") as worker:
+            held = worker.ask("libraries")
+        if not held:
+            problem = f"--peers {named} has no RecTools, RecBole or sentence-transformers"
+            raise UserError(f"{problem}: install one there, or leave it out")
+        for library, version in held.items():
+            found.setdefault(library, (python, version))
+    return found
+
+
+def start_recommenders(settings, data, stack):
+    """Start ours, the loop over prefixes and the peers, each in a process of its own -> Workers.
+
+    Each has `facts`: batches and positions of an epoch, size of a batch and its unit.
+    """
+    ways = [("ours", sys.executable, "SASRec"), ("loop", sys.executable, "loop over prefixes")]
+    found = find_peers(settings.peers)
+    for library, name in (("rectools", "RecTools"), ("recbole", "RecBole")):
+        if library in found:
+            python, version = found[library]
+            ways.append((library, python, f"SASRec of {name} {version}"))
+    histories = [data.history(user, "valid").tolist() for user in range(len(data.users))]
+    lines = [" ".join(map(str, history)) for history in histories]
+    made = dataclasses.asdict(ModelSettings())
+    wanted = ("width", "layers", "heads", "dropout", "history", "lr")
+    told = dict(settings={name: made[name] for name in wanted}, items=len(data.items) - 1)
+    told["dataset"] = str(data.folder.resolve())
+    workers = []
+    for kind, python, name in ways:
+        worker = stack.enter_context(Worker(python, name))
+        write_lines(Path(worker.folder.name) / "training.txt", lines)
+        worker.start(kind, **told)
+        workers.append(worker)
+    return workers
+
+
+def validation_ndcg(worker, data):
+    """NDCG@10 of a recommender on the validation items, by our ranking -> float.
+
+    Items that it has not seen in training come last.
+    """
+    worker.ask("vectors")
+    states = worker.read("states", len(data.users))
+    table = worker.read("table", len(data.items))
+    unknown = table.isnan().any(1)
+    table = table.nan_to_num()
+
+    def score(users):
+        return (states[users] @ table.T).masked_fill(unknown, -torch.inf)
+
+    return ranking_metrics(rank_users(score, data, "valid"))["NDCG@10"]
+
+
+def measure_goal(worker, epoch, goal, budget, data):
+    """Seconds that a recommender trains to a validation NDCG@10 -> row.
+
+    Only training is timed, and an epoch is begun only if it will end within the budget; epoch: its
+    seconds, as measured.
+    """
+    name = f"{data.folder.name}: {worker.name} to validation NDCG@10 {goal:.4f}"
+    if epoch > budget:
+        return row(name, epoch, "s", f"not tried: one epoch, --budget {budget}")
+    worker.ask("anew")
+    seconds = 0.0
+    curve = []
+    while max(curve, default=-1) < goal and seconds + epoch <= budget:
+        started = time.perf_counter()
+        worker.ask("epoch")
+        seconds += time.perf_counter() - started
+        curve.append(validation_ndcg(worker, data))
+    against = f"epoch {len(curve)}"
+    if max(curve) < goal:
+        against = f"not reached in {len(curve)} epochs: {max(curve):.4f}, --budget {budget}"
+    return row(name, seconds, "s", against)
+
+
+def measure_peers(settings, device):
+    """Seconds per epoch, peak memory and seconds to a goal: our SASRec, the loop, the libraries'.
+
+    On the CPU, whatever the device, with as many threads each.
+    """
+    data = run_dataset(settings.run, settings.data)
+    of = data.folder.name
+    with contextlib.ExitStack() as stack:
+        workers = start_recommenders(settings, data, stack)
+        counts = [STEPS.get(worker.kind, 1) for worker in workers]
+        turns = [functools.partial(w.ask, "steps", count=n) for w, n in zip(workers, counts)]
+        taken = medians(3 if settings.quick else 7, *turns)
+        epochs = [t / n * w.facts["batches"] for t, n, w in zip(taken, counts, workers)]
+        for worker, seconds in zip(workers, epochs):
+            facts = worker.facts
+            name = f"{of}: {worker.name}, batches of {facts['size']:,} {facts['unit']}"
+            against = f"{facts['positions']:,} positions; times ours"
+            yield row(name, seconds, "s per epoch", against, seconds / epochs[0])
+        peaks = [worker.ask("memory") for worker in workers]
+        if None in peaks:
+            print("peak memory of peers: this system does not tell", file=sys.stderr)
+            peaks = []
+        for worker, peak in zip(workers, peaks):
+            name = f"{of}: {worker.name}, peak memory"
+            yield row(name, peak, "GiB", "times ours", peak / peaks[0])
+        log = read_log(Path(settings.run) / "sasrec_log.csv")
+        if not log:
+            problem = f"{settings.run} has no sasrec_log.csv: no seconds to its validation NDCG@10"
+            print(f"{problem}; make it by model.py --model sasrec", file=sys.stderr)
+            return
+        for worker, seconds in zip(workers, epochs):
+            yield measure_goal(worker, seconds, goal_of(log), settings.budget, data)
 
 
 # A busy neighbour
@@ -558,6 +815,7 @@ PARTS = {
     "busy": measure_busy,
     "growth": measure_growth,
     "million": measure_million,
+    "peers": measure_peers,
 }
 
 
@@ -569,7 +827,7 @@ def measure(part, settings):
     device = pick_device(settings.device)
     with contextlib.redirect_stdout(io.StringIO()):  # where what is measured shows its progress
         rows = list(PARTS[part](settings, device))
-    if not rows or part == "training":  # which reads logs alone
+    if not rows or part in ("training", "peers"):  # which work in no process, or in others
         return rows
     peak = peak_memory(device)
     if peak is None:
@@ -611,15 +869,28 @@ def in_words(one):
     return said
 
 
-def speed(settings):
-    """Measure the parts, print them and write them with what they were measured on."""
-    parts = list(PARTS)
+def chosen_parts(settings):
+    """The parts to measure -> list of str. Raises UserError."""
+    parts = [part for part in PARTS if part != "peers" or settings.peers]
     if settings.only:
         parts = settings.only.split(",")
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         problem = f"--only: there is no part {unknown[0]!r}"
         raise UserError(f"{problem}; choose among {', '.join(PARTS)}")
+    if "peers" in parts and not settings.peers:
+        raise UserError("--only peers measures nothing without --peers: name Pythons")
+    if settings.peers and not {"peers", "embed"} & {*parts}:
+        raise UserError("--peers changes nothing without parts peers and embed: leave it out")
+    if settings.budget != SpeedSettings.budget and "peers" not in parts:
+        raise UserError("--budget changes nothing without part peers: leave it out")
+    find_peers(settings.peers)  # what is wrong with them is said before all the work
+    return parts
+
+
+def speed(settings):
+    """Measure the parts, print them and write them with what they were measured on."""
+    parts = chosen_parts(settings)
     commit = current_commit()
     rows = []
     for part in parts:

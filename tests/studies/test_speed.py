@@ -315,15 +315,6 @@ def test_rows_in_words():
     assert speed.in_words(speed.row("peak", 0.5, "GiB")).split() == ["peak", "0.5", "GiB"]
 
 
-def test_the_encoder_alone_where_there_is_no_other(tiny_run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    monkeypatch.setattr(speed.embed, "fetch_weights", lambda: "weights")
-    monkeypatch.setattr(speed.embed, "load_encoder", lambda weights, device: (None, None))
-    monkeypatch.setattr(speed.embed, "encode", lambda texts, tokenizer, bert: None)
-    [row] = speed.measure_embed(settings_of(tiny_run), CPU)
-    assert row["unit"] == "texts/s" and row["against"] == "" and row["ratio"] is None
-
-
 def test_settings_of_an_sae_that_is_timed_leave_the_dead_alone():
     trainer = speed.SaeTrainer(16, 3, torch.randn(4, 8))
     assert trainer.settings == SaeSettings(auxk=0)
