@@ -689,7 +689,8 @@ def busy_neighbour():
 def idle_and_busy(settings, threads):
     """Seconds of an epoch of SASRec and of 100 steps of the SAE -> {name: (idle, beside another)}.
 
-    Idle and busy take turns, so that what else the machine does falls on both.
+    threads: int, 0 for as many as there are. Idle and busy take turns, so that what else the
+    machine does falls on both.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -702,15 +703,20 @@ def idle_and_busy(settings, threads):
     steps = min(8, len(model.parts))
     share = len(model.parts) / steps
 
-    def several():
+    def some_batches():
+        model.at = 0  # the same ones in every turn
+        for _ in range(steps):
+            model.step()
+
+    def some_texts():
         for _ in range(20):
             sae.step()
 
     taken = []
     for _ in range(1 if settings.quick else 3):
-        idle = medians(3, model.steps(steps), several)
+        idle = medians(3, some_batches, some_texts)
         with busy_neighbour():
-            taken.append(idle + medians(3, model.steps(steps), several))
+            taken.append(idle + medians(3, some_batches, some_texts))
     middle = [statistics.median(times) for times in zip(*taken)]
     name = f"{data.folder.name}: an epoch of SASRec"
     return {
@@ -726,12 +732,10 @@ def measure_busy(settings, device):
     """
     if device.type != "cpu":
         return
-    tried = {f"{spins:,} spins": dict(GOMP_SPINCOUNT=str(spins)) for spins in SPINS}
-    usual = os.environ["GOMP_SPINCOUNT"]
+    tried = [(f"{spins:,} spins", spins, 0) for spins in SPINS]
     new = multiprocessing.get_context("spawn")
-    for name, environment in {**tried, "one thread": {}}.items():
-        os.environ.update(dict(GOMP_SPINCOUNT=usual) | environment)
-        threads = 0 if environment else 1
+    for name, spins, threads in [*tried, ("one thread", 1000, 1)]:
+        os.environ["GOMP_SPINCOUNT"] = str(spins)
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=new) as process:
             measured = process.submit(idle_and_busy, settings, threads).result()
         for work, (idle, busy) in measured.items():
