@@ -79,16 +79,16 @@ def judged_intents(rows):
 
 
 def describe_library(rows, top):
-    """Lines on the rows of intents.jsonl: how well labels are detected, and the best ones."""
+    """Lines on the rows of intents.jsonl: how well keywords detect them, and the best ones."""
     judged = judged_intents(rows)
     said = f"{len(rows)} intents; {len(judged)} fire on 3 held-out texts or more"
     if judged:
         auroc = median(row["detection_auroc"] for row in judged)
-        said += f", and their labels detect these with AUROC {auroc:.2f} in the median"
+        said += f", and their keywords detect these with AUROC {auroc:.2f} in the median"
     yield said
     best = sorted(judged, key=lambda row: (-row["detection_auroc"], -row["detection_texts"]))
     for row in best[:top]:
-        detected = f"AUROC {row['detection_auroc']:.2f} over {row['detection_texts']}"
+        detected = f"keywords' AUROC {row['detection_auroc']:.2f} over {row['detection_texts']}"
         yield f"  {row['label']}  ({detected}, {row['density']:.1%} of texts)"
         yield from (f"      {text[:100]}" for text in row["texts"][:3])
 

@@ -32,7 +32,7 @@ items trains every prefix of it (D3). From a history to its scores:
         personal_intents, CrossAttention, fuse        SAERec, (6) to (9); see guide
         history_intents     Grounded, (11)
       scores              (3), and for Grounded match, (12)
-Letters are those of saerec.py; D1 to D10 are departures from the paper, see docs/method.md.
+Letters are those of saerec.py; D1 to D11 are departures from the paper, see docs/method.md.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def check_model(s):
 
 
 def dropout(x, p, training):
-    """Inverted dropout, four times as fast on a CPU as F.dropout with its Bernoulli draws."""
+    """Inverted dropout, faster on a CPU than F.dropout with its Bernoulli draws."""
     if not training or not p:
         return x
     return x * (torch.rand_like(x) >= p).div(1 - p)
@@ -251,7 +251,7 @@ class SAERec(SASRec):
             raise UserError(f"--personal or --public is above the {J} intents there are: lower it")
         # Row J is the absent intent (D7): a position with fewer than k intents attends to it
         self.register_buffer("vectors", F.pad(intents.vectors, (0, 0, 0, 1)), persistent=False)
-        self.intent = torch.nn.Linear(E, self.settings.width)
+        self.project = torch.nn.Linear(E, self.settings.width)  # W and the bias of (5)
         self.personal_branch = self.new_blocks(CrossAttention)
         self.public_branch = self.new_blocks(CrossAttention)
         self.register_buffer("df", torch.zeros(J))
@@ -287,7 +287,7 @@ class SAERec(SASRec):
         h = self.embed(vectors)  # (B, T, D)
         a = self.trunk(h).flatten(0, 1)[wanted]  # (P, D)
         h = h.flatten(0, 1)[wanted]  # (P, D)
-        z = self.intent(self.vectors)  # (J+1, D)
+        z = self.project(self.vectors)  # (J+1, D)
         return self.guide(a, h, z, self.personal_intents(h, z))
 
     def guide(self, a, h, z, personal):
@@ -318,7 +318,8 @@ class Grounded(SASRec):
 
     def add_parameters(self, data, intents):
         self.codes = intents.codes  # SparseRows [V+1, J], frozen
-        self.intent = torch.nn.Parameter(torch.empty(self.codes.columns, self.settings.width))  # p
+        p = torch.empty(self.codes.columns, self.settings.width)  # drawn in SASRec.__init__
+        self.intent_vectors = torch.nn.Parameter(p)
         self.register_buffer("idf", inverse_frequency(data.training_items(), self.codes))
 
     def start_ids(self):
@@ -327,7 +328,7 @@ class Grounded(SASRec):
 
     def intent_table(self):
         """What an intent adds to its items, p_j -> [J, D]."""
-        return self.intent
+        return self.intent_vectors
 
     def item_table(self):
         """Equation (10)."""
@@ -356,8 +357,7 @@ class Grounded(SASRec):
     def match(self, r):
         """Second term of equation (12), m included, for r [P, J] -> [P, V+1].
 
-        Summed item by item over its few intents, all positions at once: three times as fast as
-        over the items that carry an intent of r.
+        Summed item by item over its few intents, for all positions at once.
         """
         return self.codes.weighted_sums((self.settings.match * r).T.contiguous()).T
 

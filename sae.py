@@ -351,7 +351,7 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
             line["train_fvu"] = reconstruction.item()
             log.append(line | dict(fvu=fvu, l0=l0, dead=silent))
     unexplained = "not defined, held-out texts are equal" if fvu is None else f"{fvu:.3f}"
-    said = f"FVU {unexplained} (train {reconstruction:.3f})  L0 {l0:.1f}  dead {silent:.1%}"
+    said = f"FVU {unexplained} (noisy train {reconstruction:.3f})  L0 {l0:.1f}  dead {silent:.1%}"
     name = f"SAE {member}" if member else "average"
     progress.show(before + s.steps, f"{name}: {said}", keep=True)
     return log
@@ -470,7 +470,7 @@ def cell_bounds(count):
 class MixRows(torch.autograd.Function):
     """`SparseRows.mix`. Its gradient is the product with the transposed matrix.
 
-    Twenty times as fast as embedding_bag's own backward, which sorts the indices in every step.
+    embedding_bag's own backward is much slower: it sorts the indices in every step.
     """
 
     @staticmethod
@@ -613,7 +613,8 @@ def words_by_meaning(centers, spread, vectors, most=200):
         best = score.topk(min(2, len(score)), dim=0).values
         rival = torch.where(score == best[0], best[-1], best[0])
         scores.append((score - rival.relu() / 2).half())  # of 8,000 intents and 40,000 words
-    return torch.cat(scores, 1).float().topk(min(most, len(vectors)))
+    values, numbers = torch.cat(scores, 1).topk(min(most, len(vectors)))
+    return values.float(), numbers
 
 
 def name_words(words, scores, counts):
@@ -712,7 +713,7 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
     own_texts = [texts[train[texts]] for texts in (by_latent.row(n)[0] for n in latents.tolist())]
     word_scores, words = meanings(corpus, own_texts)
     word_of_row = list(corpus.words)
-    others = None  # the scores of the intent before
+    previous = None  # the scores of the intent before
     taken = set()
     rows = []
     progress = Progress(len(latents), "naming intents")
@@ -734,13 +735,13 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
         row = dict(intent=intent, latent=latent, label=label, keywords=keywords)
         row |= dict(texts=list(strongest)[:5], items=[data.items[v] for v in items[:5]])
         fires = torch.isin(test, texts).numpy()
-        row |= dict(density=len(texts) / len(train), detection_texts=int(fires.sum()))
+        row |= dict(density=len(texts) / len(data.texts), detection_texts=int(fires.sum()))
         score = test_terms.weighted_sums(odds_column(odds, len(names)))[:, 0].numpy()
         row["detection_auroc"] = auroc(score, fires)
-        row["permuted_auroc"] = None if others is None else auroc(others, fires)
+        row["permuted_auroc"] = None if previous is None else auroc(previous, fires)
         row["meaning_auroc"] = corpus.meaning_auroc(label, test, fires)
         rows.append(row)
-        others = score
+        previous = score
         progress.show(intent + 1)
     return rows
 
@@ -798,7 +799,7 @@ def load_intents(folder, data, device="cpu"):
     path = Path(folder) / "intents.safetensors"
     tensors, _ = load_artifact(path, f"sae.py --run {folder}", data)
     kept = tensors["is_intent"][tensors["indices"].long()]
-    bounds = cell_bounds(kept.long())[tensors["indptr"]]
+    bounds = cell_bounds(kept.long())[tensors["indptr"]]  # cells kept before each old bound
     vectors = tensors["vectors"]
     codes = SparseRows(bounds, tensors["indices"][kept], tensors["values"][kept], len(vectors))
     return Intents(vectors.to(device), codes.to(device))

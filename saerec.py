@@ -173,6 +173,7 @@ def leave(status):
     (gloo) may still run.
     """
     if process_of()[1] > 1:
+        sys.stdout.flush()
         os._exit(status)
     return status
 
@@ -210,7 +211,7 @@ class Progress:
         elapsed = now - self.start
         left = elapsed * (self.total - done) / max(done, 1)
         when = f"{elapsed:.0f} s" if last else f"{left:.0f} s left"
-        line = "  ".join(filter(None, [f"{self.label} {done:g}/{self.total}", info, when]))
+        line = "  ".join(filter(None, [f"{self.label} {done:,}/{self.total:,}", info, when]))
         start = "\r\033[K" if self.live else ""
         print(start + line, end="\n" if keep or last or not self.live else "", flush=True)
 
@@ -520,15 +521,18 @@ def keep_texts(path, digest, sequences, held_out, index):
     """
     texts = []
     text_item = []
-    titles = ["", *(f"item {item}" for item in index)]
+    named = {}
+    described = {}  # by the begin of a text, where there is no title
     had = {}
     strange = []
     reviews = empty = leaking = halves = 0
     for line, item, given, user, title in read_texts(path, digest, index):
         text, title = (one.encode("utf-8", "ignore").decode() for one in (given, title))
         halves += text != given
-        if title or (text and not user):
-            titles[index[item]] = title or " ".join(text.split())[:70]
+        if title:
+            named[item] = title
+        elif text and not user:
+            described.setdefault(item, " ".join(text.split())[:70])
         reviews += bool(user)
         if user and item not in had.setdefault(user, frozenset(sequences.get(user, ()))):
             strange.append(f"line {line}: {user!r} about {item!r}")
@@ -545,13 +549,14 @@ def keep_texts(path, digest, sequences, held_out, index):
         raise UserError(f"{path}: {problem} that their users had ({strange[0]}, ...): {remedy}")
     if not texts:
         raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
+    titles = [named.get(item) or described.get(item) or f"item {item}" for item in index]
     counts = {
         "review(s) of what their user has not in sequences.txt kept": len(strange),
         "text(s) freed of half a character (a lone surrogate)": halves,
         "empty text(s) left out": empty,
         "text(s) written in held-out interactions left out": leaking,
     }
-    return texts, text_item, titles, counts
+    return texts, text_item, ["", *titles], counts
 
 
 def load_dataset(folder):

@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saerec import UserError, run_command, run_dataset, setting, write_lines  # noqa: E402
+from saerec import (  # noqa: E402
+    UserError, file_hash, run_command, run_dataset, setting, write_lines,
+)  # fmt: skip
 
 from model import new_model, train_model  # noqa: E402
 from studies.ablate import ROWS, AblateSettings, base_settings  # noqa: E402
+from studies.significance import write_result  # noqa: E402
 
 WITH_A_MODEL = [name for name, row in ROWS.items() if row.Model and not row.rival]
 
@@ -45,12 +48,12 @@ def standard_error(values):
     return (variance / len(values)) ** 0.5
 
 
-def read_before(path, data):
-    """{row: {seed: NDCG@10}} of an interrupted run on the same data, or {}."""
+def read_before(path, made_with):
+    """{row: {seed: NDCG@10}} of an interrupted run on the same data, intents and flags, or {}."""
     if not path.is_file():
         return {}
     report = json.loads(path.read_text("utf-8"))
-    return report["valid"] if report["hash"] == data.hash else {}
+    return report["valid"] if made_with.items() <= report.items() else {}
 
 
 def choose(settings):
@@ -63,9 +66,10 @@ def choose(settings):
     data = run_dataset(settings.run, settings.data)
     base = dataclasses.replace(base_settings(settings), device=settings.device)
     path = Path(settings.run) / "choice.json"
-    valid = read_before(path, data)
-    report = dict(dataset=data.folder.name, users=len(data.users), hash=data.hash, valid=valid)
-    report["model_flags"] = settings.model_flags
+    made_with = dict(hash=data.hash, model_flags=settings.model_flags)
+    made_with["intents"] = file_hash(path.with_name("intents.safetensors"))
+    valid = read_before(path, made_with)
+    report = dict(dataset=data.folder.name, users=len(data.users), valid=valid) | made_with
     for seed in range(settings.seed, settings.seed + settings.seeds):
         for name in names:
             scores = valid.setdefault(name, {})
@@ -80,8 +84,7 @@ def choose(settings):
         spread = f" ± {error:.4f}" if error is not None else ""
         seeds = f"{len(values)} seed(s), ± standard error"
         print(f"{name:30} validation NDCG@10 {mean:.4f}{spread} ({seeds})")
-    if settings.out:
-        write_lines(settings.out, [json.dumps(report, indent=1)])
+    write_result(settings.run, "choice", report, settings.out)
 
 
 def main(argv=None):

@@ -1,8 +1,8 @@
-"""Can the intents be understood? Labels, stability, reasons and, where it is known, the truth.
+"""Can the intents be understood? Labels, stability and, where it is known, the truth.
 
     python studies/interpret.py --run runs/ml-100k          -> runs/ml-100k/interpret.json
 
-labels      how well the words of a label alone tell held-out texts that its intent fires on
+labels      how well an intent's keywords alone tell held-out texts that it fires on
             (AUROC), beside the labels of other intents, and those of k-means' clusters
 stability   how much of the library another seed of the SAE finds again, beside random directions
 recovery    of a planted world (sources/planted.py): how well directions and codes find the true

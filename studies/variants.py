@@ -39,7 +39,7 @@ class MatchAlone(Grounded):
 
     def add_parameters(self, data, intents):
         super().add_parameters(data, intents)
-        del self.intent
+        del self.intent_vectors
 
     def intent_table(self):
         return self.idf.new_zeros(len(self.idf), self.settings.width)
@@ -56,10 +56,6 @@ class SharedProjection(Grounded):
 
     def intent_table(self):
         return super().intent_table() + self.shared(self.directions)
-
-
-class SharedProjectionWithoutMatch(WithoutMatch, SharedProjection):
-    """Items by id and P d_j + p_j, no match."""
 
 
 class NextIntent(Grounded):
@@ -156,7 +152,7 @@ class Retrieval(SAERec):
         h = self.embed(vectors)  # (B, T, D)
         a = self.trunk(h).flatten(0, 1)[wanted]  # (P, D)
         h = h.flatten(0, 1)[wanted]  # (P, D)
-        z = self.intent(self.vectors)  # (J+1, D)
+        z = self.project(self.vectors)  # (J+1, D)
         return self.guide(a, h, z, self.choose(a, z, items, wanted))
 
 
@@ -197,12 +193,7 @@ class GroundedBranches(Grounded, RetrievalByActivation):
 
     def add_parameters(self, data, intents):
         Grounded.add_parameters(self, data, intents)
-        self.own = self.intent  # p; SAERec has something else of that name
-        del self.intent
         RetrievalByActivation.add_parameters(self, data, intents)
-
-    def intent_table(self):
-        return self.own
 
 
 class Everything(SharedProjectionNextIntent, GroundedBranches):

@@ -363,7 +363,7 @@ def grounded():
     """p_0 = (1, 0), p_1 = (0, 10); ids are (0, .5). idf: of 3 interactions intent 0 is in 2."""
     net = tiny_model(model.Grounded, match=0.5, decay=0.5)
     with torch.no_grad():
-        net.intent.copy_(torch.tensor([[1.0, 0], [0, 10.0]]))
+        net.intent_vectors.copy_(torch.tensor([[1.0, 0], [0, 10.0]]))
         net.item.weight[1:] = torch.tensor([0, 0.5])
     return net
 

@@ -287,7 +287,7 @@ def test_cross_attention_is_torchs_own():
 def test_similarity_retrieval_by_equation():
     net = build(model.SAERec)
     h = torch.randn(10, 8)
-    z = net.intent(net.vectors)
+    z = net.project(net.vectors)
     cosines = [F.cosine_similarity(h, z[j][None], dim=1) for j in range(J)]
     r = torch.stack(cosines, 1).clamp_min(0) * torch.log((1 + net.n) / (1 + net.df))
     best = r.topk(3)
@@ -329,7 +329,7 @@ def test_grounded_scores_by_dense_products():
     net = build(model.Grounded, match=0.7)
     u = torch.randn(40, 8)
     r = torch.rand(40, J) * (torch.rand(40, J) < 0.4)
-    table = net.item.weight + CODES @ net.intent
+    table = net.item.weight + CODES @ net.intent_vectors
     torch.testing.assert_close(net.item_table(), table)
     torch.testing.assert_close(table[5], net.item.weight[5])  # no text: its id alone
     state = model.State(u, u[None], r=r)

@@ -305,7 +305,7 @@ def test_models_of_another_version_are_refused(fails, tmp_path, tiny_run):
     """Of other settings, other parameters, or other shapes."""
     tensors, meta = saerec.load_artifact(tiny_run / "grounded.safetensors", "")
     older = meta | {"settings": meta["settings"] | {"colour": "red"}}
-    without = {name: tensor for name, tensor in tensors.items() if name != "intent"}
+    without = {name: tensor for name, tensor in tensors.items() if name != "intent_vectors"}
     smaller = tensors | {"item.weight": tensors["item.weight"][:-1]}
     for number, changed in enumerate([(tensors, older), (without, meta), (smaller, meta)]):
         run = copy_run(tiny_run, tmp_path / f"run{number}")

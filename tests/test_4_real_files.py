@@ -246,3 +246,21 @@ def test_a_console_that_cannot_show_every_character(tmp_path):
     folder = write_folder(tmp_path / "книги", "ann a b c\n", text("a"))
     done = run_script("check", str(folder), PYTHONIOENCODING="cp1252", PYTHONUTF8="0")
     assert done.returncode == 0 and rb"\u043a" in done.stdout, done.stderr
+
+
+def test_an_item_keeps_its_title_whatever_comes_after(tmp_path):
+    """A title, else the first description, else the id; a review does not name an item."""
+    rows = [
+        dict(item="a", text="tall", title="Lighthouse"), dict(item="a", text="white"),
+        dict(item="b", text="a red  boat"), dict(item="b", text="small"),
+        dict(item="c", text="so-so", user="ann"),
+    ]  # fmt: skip
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    data = saerec.load_dataset(write_folder(tmp_path / "d", "ann c a b d e\n", lines))
+    assert data.titles[1:] == ["Lighthouse", "a red boat", "item c", "item d", "item e"]
+
+
+@pytest.mark.parametrize("done, shown", [(1_234_567, "1,234,567/2,000,000"), (0.25, "0.25/")])
+def test_progress_shows_numbers_that_can_be_read(capsys, done, shown):
+    saerec.Progress(2_000_000, "tokens").show(done, keep=True)
+    assert f"tokens {shown}" in capsys.readouterr().out

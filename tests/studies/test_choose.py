@@ -41,6 +41,8 @@ def test_rows_are_compared_on_validation_and_resumed(tmp_path, tiny_run, monkeyp
     mean = sum(report["valid"]["SASRec"].values()) / 2
     assert f"{mean:.4f} ±" in out
     assert choose.main(argv) == 0 and len(parts) == 8  # nothing is trained again
+    argv += ["--model-flags", f"{FLAGS} --dropout 0.1"]  # but what other flags gave is not theirs
+    assert choose.main(argv) == 0 and len(parts) == 16
 
 
 def test_rows_that_cannot_be_chosen(fails, tiny_run):

@@ -235,7 +235,7 @@ def test_without_the_item_that_alone_evokes_an_intent(alone):
 @torch.no_grad()
 def test_reasons_shrink_where_scores_are_the_match_alone(alone):
     """Without trained vectors a term is m r_j code_vj: it ends with the one item that evokes it."""
-    for vectors in (alone.model.item.weight, alone.model.intent):
+    for vectors in (alone.model.item.weight, alone.model.intent_vectors):
         vectors.zero_()
     alone = alone._replace(table=alone.model.item_table())
     histories = [np.array([1, 3, 2], np.int32), np.array([1, 2], np.int32)]

@@ -231,9 +231,8 @@ def test_match_alone_is_sasrec_and_the_match():
 @pytest.mark.parametrize("Model", [variants.SharedProjection, variants.Everything])
 def test_shared_projection_by_equation(Model):
     net = build(Model)
-    own = net.own if Model is variants.Everything else net.intent
     directions = INTENTS.vectors @ net.shared.weight.T  # (J, D)
-    expected = net.item.weight + CODES @ (directions + own)
+    expected = net.item.weight + CODES @ (directions + net.intent_vectors)
     torch.testing.assert_close(net.item_table(), expected)
 
 
@@ -268,7 +267,7 @@ def branches_of(net, chosen=None):
         h = net.embed(F.embedding(batch.items, net.item_table()))
         a = net.trunk(h).flatten(0, 1)[batch.real]
         h = h.flatten(0, 1)[batch.real]
-        z = net.intent(net.vectors)
+        z = net.project(net.vectors)
         if chosen is None:
             chosen = net.personal_intents(h, z)
         public = net.public_intents().expand(len(h), -1)
@@ -304,7 +303,7 @@ def test_retrieval_from_the_trunk_asks_with_its_state():
     net = build(variants.RetrievalFromTrunk)
     a, _, _, _ = branches_of(net)
     _, _, state = state_of(net)
-    z = net.intent(net.vectors)
+    z = net.project(net.vectors)
     assert torch.equal(state.personal, net.personal_intents(a, z))
     _, _, by_item = state_of(like(net, model.SAERec))
     assert not torch.equal(state.personal, by_item.personal)
@@ -350,18 +349,17 @@ def test_grounded_branches_are_both():
     torch.testing.assert_close(state.u, model.SAERec.fuse(*branches_of(net, chosen)[:3]).sum(0))
     r = net.history_intents(items, wanted)
     assert torch.equal(state.r, r)
-    table = net.item.weight + CODES @ net.own
+    table = net.item.weight + CODES @ net.intent_vectors
     expected = state.u @ table.T + 0.7 * r @ CODES.T
     torch.testing.assert_close(scores_of(net, items, wanted), expected)
     started = variants.GroundedBranches(BASE, DATA, INTENTS)
-    assert not started.item.weight.any() and started.own.any()
+    assert not started.item.weight.any() and started.intent_vectors.any()
 
 
 def test_everything_has_all_parameters():
     names = {name for name, _ in build(variants.Everything).named_parameters()}
     for Model in (variants.SharedProjectionNextIntent, variants.GroundedBranches):
-        own = {name for name, _ in build(Model).named_parameters()}
-        assert own - names <= {"intent"}
+        assert {name for name, _ in build(Model).named_parameters()} <= names
 
 
 def test_a_gru_in_grounded_changes_the_trunk_alone():
@@ -372,4 +370,4 @@ def test_a_gru_in_grounded_changes_the_trunk_alone():
     with torch.no_grad():
         expected = recurrent(items, F.embedding(items, table), wanted).u
     torch.testing.assert_close(state.u, expected)
-    torch.testing.assert_close(table, net.item.weight + CODES @ net.intent)
+    torch.testing.assert_close(table, net.item.weight + CODES @ net.intent_vectors)

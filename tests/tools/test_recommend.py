@@ -633,7 +633,7 @@ def test_lists_of_other_settings_or_models_are_not_gone_on_with(tiny_run, tmp_pa
         other = f"{path} holds something else than lists"
         fails(tool.main, [*common, *flags], other, "name another --out")
     tensors, meta = saerec.load_artifact(run / "grounded.safetensors", "")
-    tensors["intent"] *= 2
+    tensors["intent_vectors"] *= 2
     saerec.write_artifact(run / "grounded.safetensors", tensors, meta)
     fails(tool.main, common, f"{path} holds something else")
     assert path.read_bytes() == whole
