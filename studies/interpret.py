@@ -3,7 +3,7 @@
     python studies/interpret.py --run runs/ml-100k          -> runs/ml-100k/interpret.json
 
 labels      how well an intent's keywords alone tell held-out texts that it fires on
-            (AUROC), beside the labels of other intents, and those of k-means' clusters
+            (AUROC), beside the keywords of other intents, and those of k-means' clusters
 stability   how much of the library another seed of the SAE finds again, beside random directions
 recovery    of a planted world (sources/planted.py): how well directions and codes find the true
             intents, beside SAEs of other sizes, an L1 penalty, PCA, k-means, a dense autoencoder
@@ -287,7 +287,8 @@ def interpret_lines(report):
         said = f"{one['intents']} of {one['of']} judged"
         if one["intents"]:
             said = f"median {one['median']:.2f}, above 0.8 for {one['above_08']:.0%} of {said}"
-        yield f"labels of {name:27} detection AUROC: {said}"
+        judged = "labels" if name.endswith("by meaning") else "keywords"
+        yield f"{judged} of {name:27} AUROC: {said}"
     for name, key in (("another seed's", "stability"), ("random directions", "floor")):
         same = report[key]
         said = f"mean best cosine {same['mean_cosine']:.2f}, above 0.7 for {same['above_07']:.0%}"
