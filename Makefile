@@ -42,7 +42,7 @@ SAID_grounded = model.py $(COMMON) --model grounded $(MODEL_FLAGS) $(GROUNDED_FL
 changed  = $(shell echo "$(SAID_$(1))" | cmp -s - $(RUN)/.$(1) || echo FORCE)
 remember = @echo "$(SAID_$(1))" > $(RUN)/.$(1)
 
-.PHONY: all planted test test-core test-rest test-browser ablate interpret steer speed docs report clean help FORCE
+.PHONY: all planted test test-core test-half test-rest test-browser ablate interpret steer speed docs report clean help FORCE
 .DELETE_ON_ERROR:
 
 all: $(RUN)/metrics.json $(if $(wildcard tools/report.py),$(RUN)/report.html)  ## run: every stage from nothing to metrics.json and report.html
@@ -51,14 +51,21 @@ planted: data/planted/sequences.txt  ## run: the same on a world whose intents a
 	$(MAKE) all DATA=data/planted EMBED=sources/lsa.py
 	$(MAKE) interpret report DATA=data/planted EMBED=sources/lsa.py
 
+CORE_TESTS   = $(sort $(wildcard tests/test_*.py))
+FOLDER_TESTS = $(filter-out %__pycache__/,$(sort $(wildcard tests/*/)))
+
 test: .venv/ready $(WEIGHTS)  ## run: set up and run all tests, in two processes
-	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) test-core test-rest
+	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) test-half test-rest
 
 test-core: .venv/ready $(WEIGHTS)  ## run: the tests of the five scripts alone
-	$(PY) -m pytest -q $(sort $(wildcard tests/test_*.py))
+	$(PY) -m pytest -q $(CORE_TESTS)
+
+# Two halves that take about as long
+test-half: .venv/ready $(WEIGHTS)
+	$(PY) -m pytest -q $(CORE_TESTS) $(filter %/sources/,$(FOLDER_TESTS))
 
 test-rest: .venv/ready $(WEIGHTS)
-	$(PY) -m pytest -q $(filter-out %__pycache__/,$(sort $(wildcard tests/*/)))
+	$(PY) -m pytest -q $(filter-out %/sources/,$(FOLDER_TESTS))
 
 test-browser: .venv/ready  ## run: the tests of report.html in a headless Chromium, if one is installed
 	$(PY) -m pytest -q -rs tests/tools/test_browser.py

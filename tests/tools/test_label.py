@@ -615,6 +615,11 @@ def test_an_endpoint_that_breaks_down_is_left_alone(run, server, monkeypatch, ca
     assert f"{len(rows) - 2} keep their label: there is no answer" in capsys.readouterr().out
 
 
+def heed_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_ends_at_once_and_keeps_its_answers(run, server, number):
     """Though a server says nothing to three threads; a second run asks only for the others."""
@@ -623,7 +628,8 @@ def test_an_interrupted_run_ends_at_once_and_keeps_its_answers(run, server, numb
     before = (run / "intents.jsonl").read_bytes()
     script = saerec.HERE / "tools" / "label.py"
     words = [sys.executable, script, *command(run, server, "--concurrency", 3)]
-    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(words, preexec_fn=heed_interrupts, **pipes)
     while len(server.asked) < 6 and running.poll() is None:
         time.sleep(0.01)
     running.send_signal(number)
