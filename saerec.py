@@ -35,11 +35,10 @@ import zlib
 from pathlib import Path
 
 # Idle OpenMP threads spin before they sleep; spinning long on a core that another process needs
-# makes training stand still. GNU's OpenMP (spins) and LLVM's, as on a Mac (milliseconds), read this
-# when torch loads them, so it stands before that import; what the user has set stays.
+# makes training stand still. GNU's OpenMP reads this when torch loads it, so it stands before that
+# import; what the user has set stays, also the policy, which a number of spins would overrule.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 import numpy as np  # noqa: E402
 import safetensors.torch  # noqa: E402
