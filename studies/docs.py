@@ -4,10 +4,10 @@
     python studies/docs.py --check    write nothing; status 2 if any of them is out of date
 
 studies/results/ holds what was measured: table_NAME.json, ablation_NAME.json and
-interpret_NAME.json of a data set, by studies/ablate.py and interpret.py, reasons_NAME.json by studies/reasons.py, cold_NAME.json by
-studies/cold.py, written_NAME.json by studies/written.py, intents_ml-100k.json by studies/sample.py,
-speed*.json by studies/speed.py, and intents_goals.json: before, goal and now of the library of
-intents. The text around the numbers is in this file.
+interpret_NAME.json of a data set, by studies/ablate.py and interpret.py, reasons_NAME.json by
+studies/reasons.py, cold_NAME.json by studies/cold.py, written_NAME.json by studies/written.py,
+intents_ml-100k.json by studies/sample.py, speed*.json by studies/speed.py, and intents_goals.json:
+before, goal and now of the library of intents. The text around the numbers is in this file.
 """
 
 import dataclasses
@@ -51,9 +51,10 @@ PUBLISHED = {
 }
 DIFFERENCES = (
     "Published figures are as their papers report them, of other people's code, and are not "
-    "compared by a test. They share the files, full ranking, leave-one-out and masked histories; tuning, seeds and what chose the "
-    "epoch differ from one to the next, and most report one seed. The paper's own come second-hand; "
-    "most folders of its released code choose the epoch on the test item, which flatters."
+    "compared by a test. They share the files, full ranking, leave-one-out and masked histories; "
+    "tuning, seeds and what chose the epoch differ from one to the next, and most report one seed. "
+    "The paper's own come second-hand; most folders of its released code choose the epoch on the "
+    "test item, which flatters."
 )
 
 # The first results were measured before there were three models: what their rows are called here
@@ -401,16 +402,16 @@ def paper_section(folder):
     said = (
         "NDCG@10, mean ± standard deviation over seeds. Beauty, toys and sports are files that the "
         "paper and many others use, whose texts are short; scientific (Amazon 2018) has long ones. "
-        "SAERec is our implementation, with departures D1 to D11 of method.md. Training stops after "
-        "5 epochs without a better validation NDCG@10."
+        "SAERec is our implementation, with departures D1 to D11 of method.md. Training stops "
+        "after 5 epochs without a better validation NDCG@10."
     )
     blocks = ["## The three models on the paper's data", paragraph(said), wide_table(reports)]
     blocks.append(paragraph(DIFFERENCES))
     for report in reports:
         count = len(report["seeds"])
         said = (
-            f"{report['users']:,} users, {count} seed(s). *Difference* is a row's NDCG@10 less that "
-            "of its reference, with p of the paired test. Groups are NDCG@10; seconds are of "
+            f"{report['users']:,} users, {count} seed(s). *Difference* is a row's NDCG@10 less "
+            "that of its reference, with p of the paired test. Groups are NDCG@10; seconds are of "
             "training and ranking, per seed, on one thread of a busy machine. By "
             f"`{report['command']}` at commit {report['commit']}."
         )
@@ -639,8 +640,8 @@ def interpret_section(folder):
     blocks.append(
         paragraph(
             "AUROC with which an intent's keywords, or its label by its meaning, tell held-out "
-            "texts that it fires on, in the median, and the share above 0.8; judged are those with 3 "
-            "such texts or more. Intents among others: mean best cosine, share above 0.7."
+            "texts that it fires on, in the median, and the share above 0.8; judged are those with "
+            "3 such texts or more. Intents among others: mean best cosine, share above 0.7."
         )
     )
     if any("matched_cosine" in report["stability"] for report in reports):
@@ -1050,20 +1051,22 @@ def results_document(folder, ablations):
 
 SPEED_NOTES = (
     "Other libraries' SASRec has the width, blocks, heads, dropout, history and learning rate of "
-    "ours, a softmax over all items, the same interactions and threads; batches, loss and optimizer "
-    "are the library's own, and what it wraps around them is left out. They were installed by "
-    "`pip install torch==2.13.0 'rectools[torch]==0.19.0' sentence-transformers==6.2.0` in one "
-    "environment and `pip install torch==2.13.0 recbole==1.2.1 'numpy<2' 'pandas<2.3' "
-    "'scipy<1.12'` in another, whose Pythons `--peers` names.",
-    "Idle threads spin 1,000 times by default: idle that costs 2% (beauty) to 6% (the SAE) over GNU "
-    "OpenMP's own 300,000, and beside a busy process on one of two cores training takes 2.0 to 2.4 "
-    "times as long in place of 2.2 to 3.9. One thread (`OMP_NUM_THREADS=1`) does not feel a neighbour, "
-    "and where the work is small it is then the fastest. Intel's OpenMP, loaded in place of GNU's, "
-    "waits by KMP_BLOCKTIME: 1 ms did as well as its default of 200 (busy 2.5 to 2.8 times idle), 0 "
-    "made idle 1.4 to 1.7 times as slow (commit 842b10d, ml-100k), so it is left alone.",
+    "ours, a softmax over all items, the same interactions and threads; batches, loss and "
+    "optimizer are the library's own, and what it wraps around them is left out. They were "
+    "installed by `pip install torch==2.13.0 'rectools[torch]==0.19.0' "
+    "sentence-transformers==6.2.0` in one environment and `pip install torch==2.13.0 "
+    "recbole==1.2.1 'numpy<2' 'pandas<2.3' 'scipy<1.12'` in another, whose Pythons `--peers` "
+    "names.",
+    "Idle threads spin 1,000 times by default: idle that costs 2% (beauty) to 6% (the SAE) over "
+    "GNU OpenMP's own 300,000, and beside a busy process on one of two cores training takes 2.0 "
+    "to 2.4 times as long in place of 2.2 to 3.9. One thread (`OMP_NUM_THREADS=1`) does not feel "
+    "a neighbour, and where the work is small it is then the fastest. Intel's OpenMP, loaded in "
+    "place of GNU's, waits by KMP_BLOCKTIME: 1 ms did as well as its default of 200 (busy 2.5 to "
+    "2.8 times idle), 0 made idle 1.4 to 1.7 times as slow (commit 842b10d, ml-100k), so it is "
+    "left alone.",
     "The floor is the time of the matrix products alone, at the rate that products of the "
-    "catalogue's own shape reach: their inner size is 64, the width, so they are slower than square "
-    "ones.",
+    "catalogue's own shape reach: their inner size is 64, the width, so they are slower than "
+    "square ones.",
     "Sampled softmax (studies/sampled.py) is quicker per epoch but learned less in the same epochs "
     "(commit 99713b1, Intel Xeon): validation NDCG@10 of SASRec on beauty after 12 epochs .0648 "
     "with all items, .0509 with 256 negatives, .0605 with 1,024, .0638 with 4,096. So the full "
@@ -1091,9 +1094,9 @@ def speed_document(folder):
     if not paths:
         raise UserError(f"{folder} has no speed*.json: make one with `studies/speed.py`")
     said = (
-        "What is compared took turns on the same machine, and ratios are of medians: how many times "
-        "as fast as what the row is against; *times ours*, *time / floor* and *idle* say how many "
-        "times as much it takes."
+        "What is compared took turns on the same machine, and ratios are of medians: how many "
+        "times as fast as what the row is against; *times ours*, *time / floor* and *idle* say how "
+        "many times as much it takes."
     )
     blocks = ["# Speed", GENERATED, paragraph(said), bullets(SPEED_NOTES)]
     for path in paths:
