@@ -1062,7 +1062,7 @@ SPEED_NOTES = (
     "to 2.4 times as long in place of 2.2 to 3.9. One thread (`OMP_NUM_THREADS=1`) does not feel "
     "a neighbour, and where the work is small it is then the fastest. Intel's OpenMP, loaded in "
     "place of GNU's, waits by KMP_BLOCKTIME: 1 ms did as well as its default of 200 (busy 2.5 to "
-    "2.8 times idle), 0 made idle 1.4 to 1.7 times as slow (commit 842b10d, ml-100k), so it is "
+    "2.8 times idle), 0 made idle 1.4 to 1.7 times as slow (commit 1ce5f9f, ml-100k), so it is "
     "left alone.",
     "The floor is the time of the matrix products alone, at the rate that products of the "
     "catalogue's own shape reach: their inner size is 64, the width, so they are slower than "
