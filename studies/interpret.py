@@ -287,8 +287,8 @@ def interpret_lines(report):
         said = f"{one['intents']} of {one['of']} judged"
         if one["intents"]:
             said = f"median {one['median']:.2f}, above 0.8 for {one['above_08']:.0%} of {said}"
-        judged = "labels" if name.endswith("by meaning") else "keywords"
-        yield f"{judged} of {name:27} AUROC: {said}"
+        judged = "labels of" if name.endswith("by meaning") else "keywords of"
+        yield f"{judged:11} {name:27}AUROC: {said}"
     for name, key in (("another seed's", "stability"), ("random directions", "floor")):
         same = report[key]
         said = f"mean best cosine {same['mean_cosine']:.2f}, above 0.7 for {same['above_07']:.0%}"
