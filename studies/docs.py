@@ -50,11 +50,10 @@ PUBLISHED = {
     ),
 }
 DIFFERENCES = (
-    "Published figures are as their papers report them, of other people's code, and are not "
-    "compared by a test. They share the files, full ranking, leave-one-out and masked histories; "
-    "tuning, seeds and what chose the epoch differ from one to the next, and most report one seed. "
-    "The paper's own come second-hand; most folders of its released code choose the epoch on the "
-    "test item, which flatters."
+    "Published figures are of other people's code; they were not measured again here, and are "
+    "compared by no test. They share the files, full ranking, leave-one-out and masked histories; "
+    "tuning, seeds and what chose the epoch may differ. The SAERec paper's own come second-hand; "
+    "most folders of its released code choose the epoch on the test item, which flatters."
 )
 
 # The first results were measured before there were three models: what their rows are called here
@@ -373,7 +372,7 @@ def wide_table(reports):
 
 
 def hopes(report):
-    """Whether Grounded and its control reached what was hoped for, in sentences."""
+    """Grounded against its control, what was hoped for and what is published, in sentences."""
     mean = means(report)
     hits = means(report, "HR@10")
     ours = f"{mean['Grounded']:.4f} / {hits['Grounded']:.4f}"
