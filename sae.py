@@ -70,16 +70,17 @@ class SaeSettings(StageSettings):
     keywords: int = setting(5, "keywords of an intent", low=1)
 
 
-def resolve(settings, texts):
-    """Fill in the sizes that follow from the texts, a list of str [N]. Raises UserError.
+def resolve(settings, corpus):
+    """Fill in the sizes that follow from the texts of a Corpus. Raises UserError.
 
     M near N/4 gives each latent 4K texts to fire on, on average: enough to name it, few enough to
     be fine-grained. And an intent needs words of its own: M is at most near a third of the words.
     """
-    words = sum(" " not in name for name in count_terms(texts)[0])
-    power = np.clip(np.rint(np.log2(max(min(len(texts) / 4, words / 3), 1))), 6, 14)
+    N = len(corpus.data.texts)
+    words = sum(" " not in name for name in corpus.terms[0])
+    power = np.clip(np.rint(np.log2(max(min(N / 4, words / 3), 1))), 6, 14)
     latents = settings.latents or 2 ** int(power)
-    steps = settings.steps or int(np.clip(100 * len(texts) / settings.batch, 300, 5000))
+    steps = settings.steps or int(np.clip(100 * N / settings.batch, 300, 5000))
     if settings.active > latents:
         problem = f"--active {settings.active} is more than the {latents} latents"
         raise UserError(f"{problem}: lower it, or raise --latents")
@@ -375,18 +376,19 @@ def train_sae(embeddings, held_out, settings, Model=SAE):
     total = s.members * s.steps
     if s.members > 1:
         total += more.steps
+    untrained = Model(s.latents, s.active, embeddings.shape[1], s.seed)
+    untrained.fit_scale(embeddings, train)
+    if not untrained.scale > 0:
+        raise UserError("all texts have the same embedding: embed them again, or bring others")
     progress = Progress(total, "sae step")
     members = []
     log = []
     for member in range(1, s.members + 1):
-        sae = Model(s.latents, s.active, embeddings.shape[1], s.seed)
-        sae.fit_scale(embeddings, train)
-        if not sae.scale > 0:
-            raise UserError("all texts have the same embedding: embed them again, or bring others")
         random = generator(s.seed, f"k-means {member}")
         some = train[torch.randperm(len(train), generator=random)[: 16 * s.latents]]
-        x = sae.standardize(embeddings[some]).to(pick_device(s.device))
-        sae.to(x.device).start(x, random)
+        x = untrained.standardize(embeddings[some]).to(pick_device(s.device))
+        sae = copy.deepcopy(untrained).to(x.device)
+        sae.start(x, random)
         log += fit(sae, embeddings, train, test, s, member, progress, len(members) * s.steps)
         members.append(sae)
     sae, support = consensus(members)
@@ -638,7 +640,8 @@ def name_words(words, scores, counts):
 # The library
 
 
-class Corpus(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
     """What a library is made from, besides an SAE."""
 
     data: Dataset
@@ -646,6 +649,11 @@ class Corpus(NamedTuple):
     held_out: torch.Tensor  # bool [N], texts that neither the SAE nor the names see
     words: dict  # {what intents may be called: its row in word_vectors}
     word_vectors: torch.Tensor  # float32 [words, E], none where the encoder cannot embed words
+
+    @functools.cached_property
+    def terms(self):
+        """Terms of 3 texts at least -> (their names, SparseRows [N, terms] of ones)."""
+        return count_terms(self.data.texts)
 
     def meaning_auroc(self, label, texts, fires):
         """How well the cosine with a label tells texts, int64 [n], that fire, bool [n] -> AUROC.
@@ -703,36 +711,18 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
     belong, `meaning_auroc` of the cosine of its label and the texts.
     """
     data = corpus.data
-    names, terms = count_terms(data.texts)
-    number = {name: n for n, name in enumerate(names)}
-    train = ~corpus.held_out
-    total = int(train.sum())
     test = corpus.held_out.nonzero()[:, 0]
+    names, terms = corpus.terms
     test_terms = terms.gather(test)
-    frequency = terms.gather(train.nonzero()[:, 0]).column_counts().numpy()
-    own_texts = [texts[train[texts]] for texts in (by_latent.row(n)[0] for n in latents.tolist())]
-    word_scores, words = meanings(corpus, own_texts)
-    word_of_row = list(corpus.words)
     previous = None  # the scores of the intent before
-    taken = set()
     rows = []
-    progress = Progress(len(latents), "naming intents")
-    for intent, latent in enumerate(latents.tolist()):
+    named = name_intents(latents, by_latent, corpus, settings.keywords)
+    for intent, (label, odds) in enumerate(named):
+        latent = int(latents[intent])
         texts, strength = by_latent.row(latent)
-        active = max(len(own_texts[intent]), 1)  # it may fire on held-out texts alone
-        both = terms.gather(own_texts[intent]).column_counts().numpy()
-        odds = find_keywords(names, both, frequency, active, total, settings.keywords)
-        known = [word_of_row[row] for row in words[intent].tolist()]
-        said = {word: number[word] for word in known if word in number}
-        counts = {word: (both[n] / active, frequency[n] / total) for word, n in said.items()}
-        keywords = [names[term] for term in odds]
-        best = distinct(name_words(known, word_scores[intent].tolist(), counts), 3)
-        best = better_words(corpus, own_texts[intent], keywords[:3], best)
-        label = label_of(best or [f"latent {latent}"], taken, latent)
-        taken.add(label)
         strongest = dict.fromkeys(data.texts[t] for t in sort_by(texts, strength))  # each once
         items = sort_by(*item_code.transposed.row(intent))
-        row = dict(intent=intent, latent=latent, label=label, keywords=keywords)
+        row = dict(intent=intent, latent=latent, label=label, keywords=[names[n] for n in odds])
         row |= dict(texts=list(strongest)[:5], items=[data.items[v] for v in items[:5]])
         fires = torch.isin(test, texts).numpy()
         row |= dict(density=len(texts) / len(data.texts), detection_texts=int(fires.sum()))
@@ -742,8 +732,39 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
         row["meaning_auroc"] = corpus.meaning_auroc(label, test, fires)
         rows.append(row)
         previous = score
-        progress.show(intent + 1)
     return rows
+
+
+def name_intents(latents, by_latent, corpus, keywords):
+    """Yield each intent's label and keywords: (str, {term number: log odds}).
+
+    latents: int64 [J]; by_latent: SparseRows [M, N]; keywords: how many at most. Only training
+    texts are read.
+    """
+    train = ~corpus.held_out
+    own_texts = [texts[train[texts]] for texts in (by_latent.row(n)[0] for n in latents.tolist())]
+    names, terms = corpus.terms
+    number = {name: n for n, name in enumerate(names)}
+    frequency = terms.gather(train.nonzero()[:, 0]).column_counts().numpy()
+    total = int(train.sum())
+    scores, words = meanings(corpus, own_texts)  # (J, most) each
+    word_of_row = list(corpus.words)
+    taken = set()
+    progress = Progress(len(latents), "naming intents")
+    for intent, own in enumerate(own_texts):
+        active = max(len(own), 1)  # it may fire on held-out texts alone
+        both = terms.gather(own).column_counts().numpy()
+        odds = find_keywords(names, both, frequency, active, total, keywords)
+        known = [word_of_row[row] for row in words[intent].tolist()]
+        said = {word: number[word] for word in known if word in number}
+        counts = {word: (both[n] / active, frequency[n] / total) for word, n in said.items()}
+        meant = distinct(name_words(known, scores[intent].tolist(), counts), 3)
+        best = better_words(corpus, own, [names[n] for n in odds][:3], meant)
+        latent = int(latents[intent])
+        label = label_of(best or [f"latent {latent}"], taken, latent)
+        taken.add(label)
+        yield label, odds
+        progress.show(intent + 1)
 
 
 def better_words(corpus, own, said, meant, near=0.02):
@@ -826,7 +847,7 @@ def train(settings):
     join_processes()
     folder = Path(settings.run)
     corpus = load_corpus(folder, settings)
-    settings = resolve(settings, corpus.data.texts)
+    settings = resolve(settings, corpus)
     claim(folder)
     texts = f"{len(corpus.embeddings):,} texts of width {corpus.embeddings.shape[1]}"
     print(f"{texts}, {settings.latents} latents, {settings.members} x {settings.steps} steps")

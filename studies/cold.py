@@ -198,7 +198,8 @@ def whole_run(warm, whole, embeddings):
     """
     held_out = F.pad(warm.corpus.held_out, (0, len(embeddings)), value=True)
     embeddings = torch.cat([warm.embeddings, embeddings])
-    corpus = warm.corpus._replace(data=whole, embeddings=embeddings, held_out=held_out)
+    new = dict(data=whole, embeddings=embeddings, held_out=held_out)
+    corpus = dataclasses.replace(warm.corpus, **new)
     latent = warm.intents["latent"].long()
     intent_of_latent = torch.full((warm.settings.latents,), -1)
     intent_of_latent[latent] = torch.arange(len(latent))

@@ -80,7 +80,7 @@ def compare(settings):
     same = {name: getattr(settings, name) for name in ("run", "data", "device", "latents")}
     base = SaeSettings(**same)
     corpus = load_corpus(folder, base)
-    full = resolve(base, corpus.data.texts)
+    full = resolve(base, corpus)
     rows = []
     for way, (Model, changes) in WAYS.items():
         own = dataclasses.replace(full, **changes)

@@ -140,7 +140,7 @@ def train_other(run, changes, seed, Model=SAE):
     """
     own = run.settings
     sizes = {name: max(1, int(getattr(own, name) * factor)) for name, factor in changes.items()}
-    settings = resolve(dataclasses.replace(own, seed=seed, **sizes), run.data.texts)
+    settings = resolve(dataclasses.replace(own, seed=seed, **sizes), run.corpus)
     sae, support, _ = train_sae(run.embeddings, run.corpus.held_out, settings, Model)
     return sae, support, settings
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -536,7 +537,8 @@ def test_scaling_makes_the_variance_one():
 def test_sizes_follow_the_texts_and_the_words():
     def sizes(texts, words, **more):
         """Of so many texts, each with one of so many words and a word of its own."""
-        corpus = [f"common{n % words} own{n}" for n in range(texts)]
+        data = SimpleNamespace(texts=[f"common{n % words} own{n}" for n in range(texts)])
+        corpus = sae.Corpus(data, None, None, {}, None)
         settings = sae.resolve(sae.SaeSettings(run="x", **more), corpus)
         return settings.latents, settings.steps
 
@@ -770,7 +772,7 @@ def test_words_of_the_encoder_name_intents(tiny_run):
     said = [torch.tensor([word in text for text in corpus.data.texts]) for word in words]
     vectors = torch.stack([centred[texts].mean(0) for texts in said])
     rows = {word: row for row, word in enumerate(words)}
-    corpus = corpus._replace(words=rows, word_vectors=vectors)
+    corpus = dataclasses.replace(corpus, words=rows, word_vectors=vectors)
     net = sae.SAE(16, 3, 8)
     net.load_state_dict(saerec.load_artifact(tiny_run / "sae.safetensors", "")[0])
     codes = sae.encode_all(net, corpus.embeddings)

@@ -225,7 +225,7 @@ def test_a_world_that_changed(planted_run, tmp_path, fails):
     folder = tmp_path / "planted"
     shutil.copytree(data.folder, folder)
     changed = dataclasses.replace(data, folder=folder, hash="another")
-    moved = run._replace(corpus=run.corpus._replace(data=changed))
+    moved = run._replace(corpus=dataclasses.replace(run.corpus, data=changed))
     with pytest.raises(saerec.UserError, match="truth.safetensors was made from another dataset"):
         interpret.recovery_table(moved, seed=0)
     (folder / "truth.safetensors").unlink()
