@@ -251,7 +251,10 @@ def write_atomically(path, write):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors makes files that the user alone can read
         os.replace(temporary, path)
     except safetensors.SafetensorError as error:  # how safetensors reports a full disk
         raise UserError(f"{path} could not be written ({error}): free some space") from error

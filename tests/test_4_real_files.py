@@ -264,3 +264,16 @@ def test_an_item_keeps_its_title_whatever_comes_after(tmp_path):
 def test_progress_shows_numbers_that_can_be_read(capsys, done, shown):
     saerec.Progress(2_000_000, "tokens").show(done, keep=True)
     assert f"tokens {shown}" in capsys.readouterr().out
+
+
+def test_who_may_read_a_file_may_read_an_artifact(tmp_path):
+    """A class reads the run of its teacher."""
+    for mask in (0o022, 0o027):
+        before = os.umask(mask)
+        try:
+            saerec.write_artifact(tmp_path / f"{mask}.safetensors", {"a": torch.ones(2)}, {})
+            saerec.write_lines(tmp_path / f"{mask}.txt", ["a"])
+        finally:
+            os.umask(before)
+        made = [tmp_path / f"{mask}.{end}" for end in ("safetensors", "txt")]
+        assert [path.stat().st_mode & 0o777 for path in made] == [0o666 & ~mask] * 2
