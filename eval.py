@@ -187,7 +187,9 @@ def evaluate(settings):
     ranks = {name: rank_users(score, data, "test") for name, score in scores.items()}
     repeats = int(ranks["popularity"].isinf().sum())  # a target in the history has rank inf
     report = dict(dataset=data.folder.name, users=len(data.users), items=len(data.items) - 1)
-    report |= dict(protocol=PROTOCOL, targets_in_history=repeats, seed=shown.settings.seed)
+    report |= dict(protocol=PROTOCOL, targets_in_history=repeats)
+    seeds = sorted({model.settings.seed for model in models.values()})
+    report["seed"] = seeds[0] if len(seeds) == 1 else seeds
     report["models"] = {name: ranking_metrics(one) for name, one in ranks.items()}
     report["standard_errors"] = {name: standard_errors(one) for name, one in ranks.items()}
     write_lines(folder / "metrics.json", [json.dumps(report, indent=2, sort_keys=True)])

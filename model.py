@@ -53,6 +53,7 @@ import torch.nn.functional as F
 from sae import load_intents
 
 PAPER = "SAERec's code"
+CHUNK = 2**21  # scores at a time, which fit the cache of a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,7 +411,7 @@ class CrossEntropy(torch.autograd.Function):
 
         extra: a function of a slice of positions -> constants [rows, V]; cells: scores at a time.
         """
-        cells = cells or (2**21 if u.device.type == "cpu" else 2**27)
+        cells = cells or (CHUNK if u.device.type == "cpu" else 64 * CHUNK)
         rows = max(min(cells // len(table), len(u)), 1)
         loss = u.new_zeros(())
         du = torch.empty_like(u)

@@ -46,8 +46,8 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import embed  # noqa: E402
 from model import (  # noqa: E402
-    MODELS, ModelSettings, catalogue_loss, make_batch, model_scores, new_model, shuffled_batches,
-    train_model, train_step, training_rows,
+    CHUNK, MODELS, ModelSettings, catalogue_loss, make_batch, model_scores, new_model,
+    shuffled_batches, train_model, train_step, training_rows,
 )  # fmt: skip
 from sae import SAE, Intents, SaeSettings, SparseRows, load_intents, train_sae  # noqa: E402
 from studies.sampled import SampledLoss  # noqa: E402
@@ -55,7 +55,6 @@ from studies.significance import current_commit  # noqa: E402
 
 RELEASE = 490.0  # seconds per epoch of Amazon Beauty of the authors' code, on 2 AVX2 cores
 NEGATIVES = 256
-SCORES = 2**21  # that model.CrossEntropy makes at a time on a CPU
 SPINS = (0, 300, 1000, 3000, 10_000, 300_000)  # of idle threads; the last is GNU OpenMP's default
 PEER = Path(__file__).resolve().with_name("peer.py")
 STEPS = {"ours": 20, "loop": 2}  # at a turn, else one; ours are quick, and of many lengths
@@ -255,7 +254,7 @@ def measure_products(data, width, device):
     """(FLOP/s of the products of the catalogue's scores, rows on these and on square ones)."""
     rate = product_rate(device)
     items = len(data.items) - 1
-    narrow = product_rate(device, min(SCORES // items, 1024), items, width)
+    narrow = product_rate(device, min(CHUNK // items, 1024), items, width)
     name = "matrix products of the catalogue's scores"
     rows = [row("matrix products, square 2048", rate / 1e9, "GFLOP/s")]
     rows.append(row(name, narrow / 1e9, "GFLOP/s", "square", narrow / rate))

@@ -842,6 +842,14 @@ def test_same_seed_gives_the_same_metrics_byte_for_byte(tmp_path, tiny_data, tin
     assert (other / "metrics.json").read_bytes() != (tiny_run / "metrics.json").read_bytes()
 
 
+def test_metrics_name_the_seeds_of_their_models(tmp_path, tiny_data, tiny_run):
+    run = copy_run(tiny_run, tmp_path / "run")
+    for seed, said in ((0, 0), (1, [0, 1])):
+        make_run(tiny_data, run, stages="sasrec", seed=seed)
+        make_run(tiny_data, run, stages="eval", seed=2)  # of the users shown
+        assert json.loads((run / "metrics.json").read_text())["seed"] == said
+
+
 @pytest.mark.parametrize("name", ["sasrec", "saerec", "grounded"])
 def test_save_and_load_give_the_same_scores(tiny_run, name):
     data = saerec.run_dataset(tiny_run)
