@@ -486,12 +486,10 @@ def terms_of(text):
     return terms
 
 
-def name_candidates(texts, tokenizer, most=20_000):
-    """The encoder's own whole words, and terms of 3 texts or more, the most frequent -> list."""
-    own = [word for word in tokenizer.vocab if len(word) > 2 and word.isalpha()]
+def name_candidates(texts, most=20_000):
+    """The terms that 3 texts or more say, the most frequent first -> list of str."""
     count = collections.Counter(term for text in texts for term in sorted(terms_of(text)))
-    found = [term for term, texts_with in count.most_common(most) if texts_with >= 3]
-    return list(dict.fromkeys([*(word for word in own if word not in STOP_WORDS), *found]))
+    return [term for term, texts_with in count.most_common(most) if texts_with >= 3]
 
 
 # The stage
@@ -576,7 +574,7 @@ def embed(settings):
     made_by |= dict(name=folder.resolve().name, prompt=tokenizer.prompt, max_tokens=tokenizer.most)
     made_by |= dict(pooling=bert.pooling, normalized=bert.normalized)
     source = save_embeddings(settings, data, vectors, made_by)
-    words = name_candidates(data.texts, tokenizer)
+    words = name_candidates(data.texts)
     vectors = encode(words, tokenizer, bert, settings.batch_tokens)
     path = source.with_name("vocabulary.safetensors")
     save_artifact(path, dict(vectors=vectors), settings, data.hash, [source], words=words)

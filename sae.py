@@ -526,10 +526,23 @@ def distinct(terms, count):
     """The first terms, at most so many, that say something new -> list of str; no mere numbers."""
     chosen = []
     for term in terms:
+        if len(chosen) == count:
+            break
         new = not any(alike(term, other) for other in chosen)
-        if len(chosen) < count and new and any(map(str.isalpha, term)):
+        if new and any(map(str.isalpha, term)):
             chosen.append(term)
     return chosen
+
+
+def whole_phrases(terms, times, share=0.9):
+    """Yield terms, but for a word the phrase that it is part of nearly always: hong, hong kong.
+
+    times: {term: how often it is said}, of the terms and of what they may be part of.
+    """
+    for term in terms:
+        least = share * times[term]
+        whole = [p for p in times if p != term and term in p.split() and times[p] >= least]
+        yield max(whole, key=times.get, default=term)
 
 
 def count_terms(texts, least=3):
@@ -569,8 +582,9 @@ def find_keywords(names, both, frequency, active, total, count):
     mi = mutual_information(both[candidates], frequency[candidates], active, total)
     order = candidates[np.lexsort((candidates, -mi))]
     number = {names[term]: term for term in order[: 20 * count].tolist()}
+    times = {name: both[term] for name, term in number.items()}
     odds = {}
-    for name in distinct(number, count):
+    for name in distinct(whole_phrases(number, times), count):
         term = number[name]
         inside = (both[term] + 0.5) / (active + 1)
         outside = (frequency[term] - both[term] + 0.5) / (total - active + 1)
@@ -619,21 +633,17 @@ def words_by_meaning(centers, spread, vectors, most=200):
     return values.float(), numbers
 
 
-def name_words(words, scores, counts):
+def name_words(scores, counts):
     """Order the words that may name an intent, the best first -> list of str.
 
-    scores: what each says of the meaning; counts: {term of the corpus: (share of the intent's
-    training texts with it, share of all)}. A word counts for more if the texts say it, too, for
-    less if the corpus does not know it, and not at all if other texts say it as often, or most do.
+    scores: {word: what it says of the meaning}; counts: {word: (share of the intent's training
+    texts with it, share of all)}. A word counts for more if the texts say it, too, and not at all
+    if other texts say it as often, or most do.
     """
     weighted = {}
-    for word, score in zip(words, scores):
-        if word not in counts:
-            weighted[word] = score / 12
-            continue
-        own, all_texts = counts[word]
+    for word, (own, all_texts) in counts.items():
         if own > all_texts and all_texts < MOST_TEXTS:
-            weighted[word] = score * (0.5 + own - all_texts)
+            weighted[word] = scores[word] * (0.5 + own - all_texts)
     return sorted(weighted, key=weighted.get, reverse=True)
 
 
@@ -755,10 +765,12 @@ def name_intents(latents, by_latent, corpus, keywords):
         active = max(len(own), 1)  # it may fire on held-out texts alone
         both = terms.gather(own).column_counts().numpy()
         odds = find_keywords(names, both, frequency, active, total, keywords)
-        known = [word_of_row[row] for row in words[intent].tolist()]
-        said = {word: number[word] for word in known if word in number}
+        near = [word_of_row[row] for row in words[intent].tolist()]
+        said = {word: number[word] for word in near if word in number}
         counts = {word: (both[n] / active, frequency[n] / total) for word, n in said.items()}
-        meant = distinct(name_words(known, scores[intent].tolist(), counts), 3)
+        meant = name_words(dict(zip(near, scores[intent].tolist())), counts)
+        times = {word: both[n] for word, n in said.items()}
+        meant = distinct(whole_phrases(meant, times), 3)
         best = better_words(corpus, own, [names[n] for n in odds][:3], meant)
         latent = int(latents[intent])
         label = label_of(best or [f"latent {latent}"], taken, latent)

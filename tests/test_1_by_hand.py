@@ -246,20 +246,20 @@ def test_terms_alike_share_a_word_or_a_stem():
     assert sae.distinct(["a1", "b2", "c3"], 2) == ["a1", "b2"]
 
 
+def test_a_word_that_is_always_said_within_a_phrase_gives_way_to_it():
+    times = {"hong": 10, "kong": 11, "hong kong": 10, "lee": 9, "ang lee": 4, "film": 2}
+    found = list(sae.whole_phrases(["kong", "lee", "hong kong", "film"], times))
+    assert found == ["hong kong", "lee", "hong kong", "film"]  # 10 / 11 is .9 and more
+    assert sae.distinct(sae.whole_phrases(["hong", "kong"], times), 2) == ["hong kong"]
+
+
 def test_names_are_what_the_texts_say_and_others_do_not():
     """By hand: (share of the intent's texts, of all texts) weigh what a word's meaning scores."""
-    counts = {"sea": (0.8, 0.1), "boat": (0.1, 0.2), "film": (1.0, 0.9)}
-    names = sae.name_words(["film", "boat", "ocean", "sea"], [5.0, 4.0, 3.0, 2.0], counts)
-    # sea 2 (.5 + .7) = 2.4; ocean, which the corpus does not know, 3 / 12 = .25; others say boat as
-    # often; most say film
+    counts = {"sea": (0.8, 0.1), "boat": (0.1, 0.2), "film": (1.0, 0.9), "ocean": (0.2, 0.1)}
+    names = sae.name_words(dict(film=5.0, boat=4.0, ocean=3.9, sea=2.0, unknown=9.0), counts)
+    # sea 2 (.5 + .7) = 2.4; ocean 3.9 (.5 + .1) = 2.34; others say boat as often; most say film
     assert names == ["sea", "ocean"]
-
-
-def test_a_word_that_the_corpus_does_not_know_counts_a_twelfth():
-    counts = {"sea": (0.75, 0.25)}  # 1 (.5 + .5) = 1
-    assert sae.name_words(["ocean", "sea"], [11.9, 1.0], counts) == ["sea", "ocean"]
-    assert sae.name_words(["ocean", "sea"], [12.1, 1.0], counts) == ["ocean", "sea"]
-    assert sae.name_words(["sea"], [1.0], {"sea": (0.9, 0.5)}) == []  # half of all texts say it
+    assert sae.name_words(dict(sea=1.0), {"sea": (0.9, 0.5)}) == []  # half of all texts say it
 
 
 def test_neighbours_get_different_names():
