@@ -50,6 +50,7 @@ from embed import IDEOGRAPHS, terms_of
 GAO = "Gao et al. 2024"
 SMALL = 64  # up to so many latents per active one the dense gradient is the cheaper
 MOST_TEXTS = 0.5  # what more texts say is boilerplate, and names nothing
+TOLD = 0.25  # the words of a name are in this share of its texts, by codes squared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -605,9 +606,13 @@ def auroc(scores, positive):
     return float((rank[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
-def label_of(words, taken, latent):
-    """A label of the first two words, or of as many more as make it differ from those taken."""
-    for n in range(min(2, len(words)), len(words) + 1):
+def label_of(told, others, taken, latent):
+    """A label of the words told, and of as many of the others as make it differ from those taken.
+
+    Of three words at most; then the number of the latent makes it differ.
+    """
+    words = distinct([*told, *others], 3) or [f"latent {latent}"]
+    for n in range(max(len(told), 1), len(words) + 1):
         label = ", ".join(words[:n])
         if label not in taken:
             return label
@@ -643,7 +648,7 @@ def name_words(scores, counts):
     weighted = {}
     for word, (own, all_texts) in counts.items():
         if own > all_texts and all_texts < MOST_TEXTS:
-            weighted[word] = scores[word] * (0.5 + own - all_texts)
+            weighted[word] = scores[word] * (0.1 + own - all_texts)
     return sorted(weighted, key=weighted.get, reverse=True)
 
 
@@ -752,46 +757,43 @@ def name_intents(latents, by_latent, corpus, keywords):
     texts are read.
     """
     train = ~corpus.held_out
-    own_texts = [texts[train[texts]] for texts in (by_latent.row(n)[0] for n in latents.tolist())]
+    fired = [by_latent.row(latent) for latent in latents.tolist()]
+    fired = [(texts[train[texts]], codes[train[texts]]) for texts, codes in fired]
     names, terms = corpus.terms
     number = {name: n for n, name in enumerate(names)}
     frequency = terms.gather(train.nonzero()[:, 0]).column_counts().numpy()
     total = int(train.sum())
-    scores, words = meanings(corpus, own_texts)  # (J, most) each
+    scores, words = meanings(corpus, [texts for texts, _ in fired])  # (J, most) each
     word_of_row = list(corpus.words)
     taken = set()
     progress = Progress(len(latents), "naming intents")
-    for intent, own in enumerate(own_texts):
+    for intent, (own, codes) in enumerate(fired):
+        cells = terms.gather(own)
+        both = cells.column_counts().numpy()
+        share = weighted_share(cells, codes.square()).numpy()
         active = max(len(own), 1)  # it may fire on held-out texts alone
-        both = terms.gather(own).column_counts().numpy()
         odds = find_keywords(names, both, frequency, active, total, keywords)
+        said = [names[n] for n in odds]
         near = [word_of_row[row] for row in words[intent].tolist()]
-        said = {word: number[word] for word in near if word in number}
-        counts = {word: (both[n] / active, frequency[n] / total) for word, n in said.items()}
+        known = {word: number[word] for word in near if word in number}
+        counts = {word: (share[n], frequency[n] / total) for word, n in known.items()}
         meant = name_words(dict(zip(near, scores[intent].tolist())), counts)
-        times = {word: both[n] for word, n in said.items()}
-        meant = distinct(whole_phrases(meant, times), 3)
-        best = better_words(corpus, own, [names[n] for n in odds][:3], meant)
-        latent = int(latents[intent])
-        label = label_of(best or [f"latent {latent}"], taken, latent)
+        times = {word: both[n] for word, n in known.items()}
+        meant = list(whole_phrases(meant, times)) or said  # where no word has a vector
+        told = distinct((word for word in meant if share[number[word]] >= TOLD), 2)
+        label = label_of(told, [*meant, *said], taken, int(latents[intent]))
         taken.add(label)
         yield label, odds
         progress.show(intent + 1)
 
 
-def better_words(corpus, own, said, meant, near=0.02):
-    """Of words that its texts say and words that mean them, those for an intent's name.
+def weighted_share(cells, weight):
+    """Share of the rows that have each column, by weight [rows] -> [columns].
 
-    The first if, by cosine, they tell its training texts, int64 [any], about as well from others:
-    people read what is said. own: all texts of the intent; said, meant: lists of str.
+    cells: SparseRows of ones.
     """
-    train = (~corpus.held_out).nonzero()[:, 0]
-    others = train[:: max(len(train) // 2000, 1)]
-    texts = torch.cat([own[:1000], others[~torch.isin(others, own)]])
-    fires = np.arange(len(texts)) < len(own[:1000])
-    labels = (", ".join(words[:2]) for words in (said, meant))
-    by_said, by_meant = (corpus.meaning_auroc(label, texts, fires) or 0 for label in labels)
-    return said if by_said >= by_meant - near else meant
+    weight = weight / weight.sum().clamp_min(1e-12)
+    return cells.transposed.weighted_sums(weight[:, None])[:, 0]
 
 
 def meanings(corpus, own_texts):

@@ -275,12 +275,24 @@ def test_neighbours_get_different_names():
 def test_labels_differ():
     taken = set()
     for expected in ("sea, boat", "sea, boat, sand", "sea, boat, sand (7)"):
-        label = sae.label_of(["sea", "boat", "sand"], taken, 7)
+        label = sae.label_of(["sea", "boat"], ["boat", "sand", "wind"], taken, 7)
         assert label == expected
         taken.add(label)
+    assert sae.label_of([], ["sand", "wind"], taken, 7) == "sand"  # the best, if none is told
+    assert sae.label_of([], [], taken, 7) == "latent 7"
 
 
-def test_what_texts_say_names_an_intent_if_it_means_it_about_as_well():
+def test_the_texts_that_an_intent_explains_most_tell_its_name():
+    """Of three texts with codes 2, 1 and 1, the first says sea, the others boat: 4 / 6 and 2 / 6."""
+    cells = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 1], dtype=torch.int32)
+    terms = sae.SparseRows(*cells, torch.ones(3), columns=3)
+    share = sae.weighted_share(terms, torch.tensor([2.0, 1.0, 1.0]).square())
+    assert share.tolist() == pytest.approx([4 / 6, 2 / 6, 0])
+    nothing = terms.gather(torch.tensor([], dtype=torch.int64))  # fires on held-out texts alone
+    assert sae.weighted_share(nothing, torch.tensor([])).tolist() == [0, 0, 0]
+
+
+def test_labels_are_judged_by_their_meaning():
     """By cosine, "boat" and "nautical" tell texts 0 and 1 from 2 to 4, "sand" does not."""
     texts = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.2, 0.8]])
     words = {"boat": 0, "nautical": 1, "sand": 2}
@@ -291,11 +303,6 @@ def test_what_texts_say_names_an_intent_if_it_means_it_about_as_well():
     assert corpus.meaning_auroc("boat", torch.arange(5), fires) == 1
     assert corpus.meaning_auroc("sand (7)", torch.arange(5), fires) == 0
     assert corpus.meaning_auroc("unknown", torch.arange(5), fires) is None
-    own = torch.tensor([0, 1])
-    assert sae.better_words(corpus, own, ["boat"], ["nautical"]) == ["boat"]
-    assert sae.better_words(corpus, own, ["sand"], ["nautical"]) == ["nautical"]
-    assert sae.better_words(corpus, own, ["unknown"], ["nautical"]) == ["nautical"]
-    assert sae.better_words(corpus, own, ["said"], []) == ["said"]  # without vectors of words
 
 
 def test_auroc_of_six_texts():
