@@ -594,6 +594,11 @@ def interpret_findings(report):
         f"{same['above_07']:.0%} of the intents; the mean best cosine is "
         f"{same['mean_cosine']:.2f}{floor}."
     )
+    if "told" in report:
+        yield (
+            f"{of}: two or more of the five top texts say every word of the name for "
+            f"{report['told']:.0%} of the intents."
+        )
     own = report["labels"]["SAE"]
     clusters = report["labels"].get("k-means, clusters as large")
     if clusters is None:

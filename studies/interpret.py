@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
+from embed import terms_of  # noqa: E402
 from eval import judged_intents, read_intents  # noqa: E402
 from sae import SAE, build_library, encode_all  # noqa: E402
 from studies.rivals import (  # noqa: E402
@@ -65,6 +66,16 @@ def label_scores(rows, key="detection_auroc"):
     if not len(scores):
         return counts
     return counts | dict(median=float(np.median(scores)), above_08=float((scores > 0.8).mean()))
+
+
+def told_names(rows):
+    """Share of the rows of intents.jsonl whose top texts tell their name: two say each word."""
+    told = []
+    for row in rows:
+        said = [terms_of(text) for text in row["texts"]]
+        words = row["label"].split(" (")[0].split(", ")
+        told.append(all(sum(word in terms for terms in said) >= 2 for word in words))
+    return float(np.mean(told))
 
 
 def cluster_labels(run, clusters, seed):
@@ -265,7 +276,7 @@ def interpret(settings):
     run = load_run(folder, data, settings.device)
     rows = read_intents(folder)
     report = dict(dataset=data.folder.name, labels=measure_labels(run, rows, settings.seed))
-    report |= measure_stability(run, settings.seed)
+    report |= dict(told=told_names(rows)) | measure_stability(run, settings.seed)
     if (data.folder / "truth.safetensors").is_file():
         report["recovery"] = recovery_table(run, settings.seed)
     print(*interpret_lines(report), sep="\n")
@@ -289,6 +300,7 @@ def interpret_lines(report):
             said = f"median {one['median']:.2f}, above 0.8 for {one['above_08']:.0%} of {said}"
         judged = "labels of" if name.endswith("by meaning") else "keywords of"
         yield f"{judged:11} {name:27}AUROC: {said}"
+    yield f"{report['told']:.0%} of the names are told by two of the five top texts, each word"
     for name, key in (("another seed's", "stability"), ("random directions", "floor")):
         same = report[key]
         said = f"mean best cosine {same['mean_cosine']:.2f}, above 0.7 for {same['above_07']:.0%}"

@@ -259,7 +259,7 @@ def interpreted(**more):
     labels = {"SAE": own, "k-means, clusters as large": own | dict(median=0.9)}
     same = dict(mean_cosine=0.44, above_07=0.03, above_09=0.0)
     floor = dict(mean_cosine=0.17, above_07=0.0, above_09=0.0)
-    return dict(dataset="films", labels=labels, stability=same, floor=floor) | more
+    return dict(dataset="films", labels=labels, told=0.75, stability=same, floor=floor) | more
 
 
 def test_interpretability_by_hand(tmp_path):
@@ -270,6 +270,7 @@ def test_interpretability_by_hand(tmp_path):
     assert "commit" not in said  # which former results lack
     assert "the mean best cosine is 0.44 (0.17 among random directions)" in said
     assert "median AUROC of 0.90, the SAE's 0.80" in said
+    assert "say every word of the name for 75% of the intents" in said
     *_, table = blocks
     assert table.split("\n") == [
         "|  | films | none |",

@@ -18,6 +18,12 @@ from studies import interpret
 from studies.rivals import load_run
 
 
+def test_a_name_is_told_if_two_top_texts_say_each_of_its_words():
+    texts = ["the sea and a boat", "boats on the sea", "a boat"]
+    rows = [dict(label=label, texts=texts) for label in ("sea, boat", "boats", "sea (7)", "wind")]
+    assert interpret.told_names(rows) == 0.5
+
+
 def test_firing_auroc_by_pairs():
     random = torch.Generator().manual_seed(0)
     fires = torch.rand(40, 5, generator=random) < 0.4
