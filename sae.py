@@ -17,8 +17,8 @@ W_dec have unit norm after every step. So that another seed finds the same inten
     3. several, each from centroids and batches of its own,
        are averaged where they agree, and trained a little more     consensus
 An intent is a latent that at least half of the other SAEs find too, that fires on a few items at
-least and on a minor share of the texts. Its vector is its decoder row, its name the words whose
-embeddings best tell its texts from the others.
+least and on a minor share of the texts. Its vector is its decoder row, its name words that many of
+its texts say and whose embeddings best tell these from the others.
 
 Simplified against the paper (SAERec, arXiv 2606.18897): sentence embeddings, not the hidden states
 of every token (D1); names from words and their embeddings, not from a language model (D2).
