@@ -540,9 +540,10 @@ def whole_phrases(terms, times, share=0.9):
 
     times: {term: how often it is said}, of the terms and of what they may be part of.
     """
+    phrases = {phrase: phrase.split() for phrase in times if " " in phrase}
     for term in terms:
         least = share * times[term]
-        whole = [p for p in times if p != term and term in p.split() and times[p] >= least]
+        whole = [p for p, words in phrases.items() if times[p] >= least and term in words]
         yield max(whole, key=times.get, default=term)
 
 
@@ -576,7 +577,7 @@ def find_keywords(names, both, frequency, active, total, count):
 
     both: int64 [terms], its training texts with each term; frequency: the same of all `total`;
     active: how many are its. Only terms more frequent in its texts count, none that most texts
-    have, and of terms that are alike the best.
+    have, and of terms that are alike the best; of a word, the phrase that it is nearly always in.
     """
     telling = (both * total > frequency * active) & (frequency < MOST_TEXTS * total)
     candidates = np.nonzero((both >= 2) & telling)[0]
