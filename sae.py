@@ -50,7 +50,7 @@ from embed import IDEOGRAPHS, terms_of
 GAO = "Gao et al. 2024"
 SMALL = 64  # up to so many latents per active one the dense gradient is the cheaper
 MOST_TEXTS = 0.5  # what more texts say is boilerplate, and names nothing
-TOLD = 0.25  # the words of a name are in this share of its texts, by codes squared
+SAID_BY = 0.25  # share of an intent's texts, by codes squared, that say a word of its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -536,14 +536,14 @@ def distinct(terms, count):
 
 
 def whole_phrases(terms, times, share=0.9):
-    """Yield terms, but for a word the phrase that it is part of nearly always: hong, hong kong.
+    """Yield the terms; for a word that is nearly always said within one phrase, that phrase.
 
     times: {term: how often it is said}, of the terms and of what they may be part of.
     """
-    phrases = {phrase: phrase.split() for phrase in times if " " in phrase}
     for term in terms:
         least = share * times[term]
-        whole = [p for p, words in phrases.items() if times[p] >= least and term in words]
+        frequent = [p for p in times if times[p] >= least and p != term]
+        whole = [p for p in frequent if term in p.split() or (IDEOGRAPHS.match(term) and term in p)]
         yield max(whole, key=times.get, default=term)
 
 
@@ -577,7 +577,7 @@ def find_keywords(names, both, frequency, active, total, count):
 
     both: int64 [terms], its training texts with each term; frequency: the same of all `total`;
     active: how many are its. Only terms more frequent in its texts count, none that most texts
-    have, and of terms that are alike the best; of a word, the phrase that it is nearly always in.
+    have, and of terms that are alike the best. `whole_phrases` takes the place of words.
     """
     telling = (both * total > frequency * active) & (frequency < MOST_TEXTS * total)
     candidates = np.nonzero((both >= 2) & telling)[0]
@@ -607,13 +607,15 @@ def auroc(scores, positive):
     return float((rank[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
-def label_of(told, others, taken, latent):
-    """A label of the words told, and of as many of the others as make it differ from those taken.
+def label_of(words, others, taken, latent):
+    """A label of the words, and of as many of the others as make it differ from those taken.
 
-    Of three words at most; then the number of the latent makes it differ.
+    Of three at most; then the number of the latent makes it differ. Without words the first of the
+    others must do.
     """
-    words = distinct([*told, *others], 3) or [f"latent {latent}"]
-    for n in range(max(len(told), 1), len(words) + 1):
+    least = max(len(words), 1)
+    words = distinct([*words, *others], 3) or [f"latent {latent}"]
+    for n in range(least, len(words) + 1):
         label = ", ".join(words[:n])
         if label not in taken:
             return label
@@ -639,16 +641,17 @@ def words_by_meaning(centers, spread, vectors, most=200):
     return values.float(), numbers
 
 
-def name_words(scores, counts):
+def name_words(scores, shares):
     """Order the words that may name an intent, the best first -> list of str.
 
-    scores: {word: what it says of the meaning}; counts: {word: (share of the intent's training
-    texts with it, share of all)}. A word counts for more if the texts say it, too, and not at all
-    if other texts say it as often, or most do.
+    scores: {word: what it says of the meaning}; shares: {word: (share of the intent's training
+    texts that say it, share of all)}. A word counts for more, the more of its texts say it beyond
+    the others, and not at all if others say it as often, or if most do.
     """
     weighted = {}
-    for word, (own, all_texts) in counts.items():
-        if own > all_texts and all_texts < MOST_TEXTS:
+    for word, (own, all_texts) in shares.items():
+        if own > all_texts and all_texts < MOST_TEXTS and scores[word] > 0:
+            # Beside .1, so that of two rare words the meaning decides
             weighted[word] = scores[word] * (0.1 + own - all_texts)
     return sorted(weighted, key=weighted.get, reverse=True)
 
@@ -751,11 +754,11 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
     return rows
 
 
-def name_intents(latents, by_latent, corpus, keywords):
+def name_intents(latents, by_latent, corpus, count):
     """Yield each intent's label and keywords: (str, {term number: log odds}).
 
-    latents: int64 [J]; by_latent: SparseRows [M, N]; keywords: how many at most. Only training
-    texts are read.
+    latents: int64 [J]; by_latent: SparseRows [M, N]; count: keywords at most. Which terms there are
+    is told by all texts, which ones name an intent by training texts alone.
     """
     train = ~corpus.held_out
     fired = [by_latent.row(latent) for latent in latents.tolist()]
@@ -764,45 +767,46 @@ def name_intents(latents, by_latent, corpus, keywords):
     number = {name: n for n, name in enumerate(names)}
     frequency = terms.gather(train.nonzero()[:, 0]).column_counts().numpy()
     total = int(train.sum())
-    scores, words = meanings(corpus, [texts for texts, _ in fired])  # (J, most) each
-    word_of_row = list(corpus.words)
+    known = [word for word in corpus.words if word in number]
+    scores, words = meanings(corpus, [own for own, _ in fired], known)  # (J, most) each
     taken = set()
     progress = Progress(len(latents), "naming intents")
     for intent, (own, codes) in enumerate(fired):
         cells = terms.gather(own)
         both = cells.column_counts().numpy()
-        share = weighted_share(cells, codes.square()).numpy()
         active = max(len(own), 1)  # it may fire on held-out texts alone
-        odds = find_keywords(names, both, frequency, active, total, keywords)
-        said = [names[n] for n in odds]
-        near = [word_of_row[row] for row in words[intent].tolist()]
-        known = {word: number[word] for word in near if word in number}
-        counts = {word: (share[n], frequency[n] / total) for word, n in known.items()}
-        meant = name_words(dict(zip(near, scores[intent].tolist())), counts)
-        times = {word: both[n] for word, n in known.items()}
-        meant = list(whole_phrases(meant, times)) or said  # where no word has a vector
-        told = distinct((word for word in meant if share[number[word]] >= TOLD), 2)
-        label = label_of(told, [*meant, *said], taken, int(latents[intent]))
+        odds = find_keywords(names, both, frequency, active, total, count)
+        keywords = [names[n] for n in odds]
+        share = dict(zip(names, weighted_share(cells, codes.square()).tolist()))
+        near = [known[row] for row in words[intent].tolist()]
+        shares = {word: (share[word], frequency[number[word]] / total) for word in near}
+        ranked = name_words(dict(zip(near, scores[intent].tolist())), shares) or keywords
+        times = {word: share[word] for word in [*near, *keywords]}
+        common = [word for word in ranked if share[word] >= SAID_BY]
+        common = distinct(whole_phrases(common, times), 2)
+        others = whole_phrases([*ranked, *keywords], times)
+        label = label_of(common, others, taken, int(latents[intent]))
         taken.add(label)
         yield label, odds
         progress.show(intent + 1)
 
 
 def weighted_share(cells, weight):
-    """Share of the rows that have each column, by weight [rows] -> [columns].
+    """Share of the rows that have each column, by weight [rows] -> float64 [columns].
 
     cells: SparseRows of ones.
     """
-    weight = weight / weight.sum().clamp_min(1e-12)
-    return cells.transposed.weighted_sums(weight[:, None])[:, 0]
+    weight = (weight / weight.sum().clamp_min(1e-12))[cells.rows_of_cells()].double()
+    return torch.bincount(cells.indices, weight, cells.columns)
 
 
-def meanings(corpus, own_texts):
+def meanings(corpus, own_texts, words):
     """`words_by_meaning` of intents, from the training texts of each, int64 [any] -> as it does."""
     train = (~corpus.held_out).nonzero()[:, 0]
     x = corpus.embeddings[train[:: max(len(train) // 50_000, 1)]]
     centers = torch.stack([corpus.embeddings[own].mean(0) for own in own_texts]) - x.mean(0)
-    return words_by_meaning(centers.nan_to_num(), x.T.cov(), corpus.word_vectors)
+    vectors = corpus.word_vectors[[corpus.words[word] for word in words]]
+    return words_by_meaning(centers.nan_to_num(), x.T.cov(), vectors)
 
 
 def odds_column(odds, terms):

@@ -254,7 +254,8 @@ def write_atomically(path, write):
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # safetensors makes files that the user alone can read
+        with contextlib.suppress(OSError):  # of a file system that has no such modes
+            temporary.chmod(mode)  # safetensors makes files that the user alone can read
         os.replace(temporary, path)
     except safetensors.SafetensorError as error:  # how safetensors reports a full disk
         raise UserError(f"{path} could not be written ({error}): free some space") from error

@@ -596,8 +596,8 @@ def interpret_findings(report):
     )
     if "told" in report:
         yield (
-            f"{of}: two or more of the five top texts say every word of the name for "
-            f"{report['told']:.0%} of the intents."
+            f"{of}: for {report['told']:.0%} of the intents each word of the name is said by two "
+            "of the five top texts or more."
         )
     own = report["labels"]["SAE"]
     clusters = report["labels"].get("k-means, clusters as large")

@@ -69,11 +69,15 @@ def label_scores(rows, key="detection_auroc"):
 
 
 def told_names(rows):
-    """Share of the rows of intents.jsonl whose top texts tell their name: two say each word."""
+    """Share of the rows of intents.jsonl whose top texts tell their name, that of sae.py.
+
+    Two of them at least say each of its words.
+    """
     told = []
     for row in rows:
         said = [terms_of(text) for text in row["texts"]]
-        words = row["label"].split(" (")[0].split(", ")
+        name = row.get("offline_label", row["label"])
+        words = name.split(" (")[0].split(", ")
         told.append(all(sum(word in terms for terms in said) >= 2 for word in words))
     return float(np.mean(told))
 
@@ -300,7 +304,7 @@ def interpret_lines(report):
             said = f"median {one['median']:.2f}, above 0.8 for {one['above_08']:.0%} of {said}"
         judged = "labels of" if name.endswith("by meaning") else "keywords of"
         yield f"{judged:11} {name:27}AUROC: {said}"
-    yield f"{report['told']:.0%} of the names are told by two of the five top texts, each word"
+    yield f"two of the five top texts or more say each word of {report['told']:.0%} of the names"
     for name, key in (("another seed's", "stability"), ("random directions", "floor")):
         same = report[key]
         said = f"mean best cosine {same['mean_cosine']:.2f}, above 0.7 for {same['above_07']:.0%}"

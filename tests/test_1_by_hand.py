@@ -251,15 +251,49 @@ def test_a_word_that_is_always_said_within_a_phrase_gives_way_to_it():
     found = list(sae.whole_phrases(["kong", "lee", "hong kong", "film"], times))
     assert found == ["hong kong", "lee", "hong kong", "film"]  # 10 / 11 is .9 and more
     assert sae.distinct(sae.whole_phrases(["hong", "kong"], times), 2) == ["hong kong"]
+    assert list(sae.whole_phrases(["香"], {"香": 10, "港": 10, "香港": 10})) == ["香港"]
 
 
 def test_names_are_what_the_texts_say_and_others_do_not():
     """By hand: (share of the intent's texts, of all texts) weigh what a word's meaning scores."""
-    counts = {"sea": (0.8, 0.1), "boat": (0.1, 0.2), "film": (1.0, 0.9), "ocean": (0.2, 0.1)}
-    names = sae.name_words(dict(film=5.0, boat=4.0, ocean=3.9, sea=2.0, unknown=9.0), counts)
-    # sea 2 (.5 + .7) = 2.4; ocean 3.9 (.5 + .1) = 2.34; others say boat as often; most say film
+    shares = {"sea": (0.8, 0.1), "boat": (0.1, 0.2), "film": (1.0, 0.9), "ocean": (0.2, 0.1)}
+    shares["land"] = (0.9, 0.1)
+    names = sae.name_words(dict(film=5.0, boat=4.0, ocean=7.9, sea=2.0, land=-1.0), shares)
+    # sea 2 (.1 + .7) = 1.6; ocean 7.9 (.1 + .1) = 1.58; others say boat as often; most say film;
+    # land means something else
     assert names == ["sea", "ocean"]
     assert sae.name_words(dict(sea=1.0), {"sea": (0.9, 0.5)}) == []  # half of all texts say it
+
+
+def named(texts, codes, vectors):
+    """The label of one intent, whose code fires on the first of the texts, by sae.py's rules.
+
+    texts: list of str; codes: of the first ones; vectors: {word: its vector}. Texts on which it
+    fires have the embedding (1, 0), the others (0, 1), and all are training texts.
+    """
+    x = torch.tensor([[1.0, 0.0]] * len(codes) + [[0.0, 1.0]] * (len(texts) - len(codes)))
+    words = {word: row for row, word in enumerate(vectors)}
+    words_of = torch.tensor(list(vectors.values())).view(-1, 2)
+    data = types.SimpleNamespace(texts=texts)
+    corpus = sae.Corpus(data, x, torch.zeros(len(texts), dtype=torch.bool), words, words_of)
+    cells = torch.tensor([0, len(codes)]), torch.arange(len(codes), dtype=torch.int32)
+    fires = sae.SparseRows(*cells, torch.tensor(codes), columns=len(texts))
+    [(label, _)] = sae.name_intents(torch.tensor([0]), fires, corpus, 5)
+    return label
+
+
+def test_a_name_is_what_the_strongest_texts_say():
+    """Of five texts with codes 3, 1, 1, 1, 1 the first has 9 / 13 of the squares, the others 4."""
+    texts = ["sail wind", "calm", "calm", "calm", "calm", *["sail wind"] * 2, *["land"] * 12]
+    vectors = dict(sail=[1.0, 0.0], calm=[0.9, 0.0], land=[0.0, 1.0]) | {"sail wind": [0.8, 0.0]}
+    # sail, never without wind, means more and is in 9 / 13; calm is in 4 / 13, so both stand
+    assert named(texts, [3.0, 1.0, 1.0, 1.0, 1.0], vectors) == "sail wind, calm"
+    # with codes 1.1 it has 1.21 / 5.21, less than a quarter, though 1.1 / 5.1 of the codes is, too
+    assert named(texts, [1.1, 1.0, 1.0, 1.0, 1.0], vectors) == "calm"
+    # with 1.2 it is 1.44 / 5.44 of the squares, more than a quarter, and 1.2 / 5.2 of the codes
+    assert named(texts, [1.2, 1.0, 1.0, 1.0, 1.0], vectors) == "calm, sail wind"
+    # no word has a vector: keywords alone
+    assert named(texts, [3.0, 1.0, 1.0, 1.0, 1.0], {}) == "calm"
 
 
 def test_neighbours_get_different_names():
@@ -278,7 +312,7 @@ def test_labels_differ():
         label = sae.label_of(["sea", "boat"], ["boat", "sand", "wind"], taken, 7)
         assert label == expected
         taken.add(label)
-    assert sae.label_of([], ["sand", "wind"], taken, 7) == "sand"  # the best, if none is told
+    assert sae.label_of([], ["sand", "wind"], taken, 7) == "sand"
     assert sae.label_of([], [], taken, 7) == "latent 7"
 
 

@@ -266,6 +266,7 @@ def test_progress_shows_numbers_that_can_be_read(capsys, done, shown):
     assert f"tokens {shown}" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 def test_who_may_read_a_file_may_read_an_artifact(tmp_path):
     """A class reads the run of its teacher."""
     for mask in (0o022, 0o027):

@@ -270,7 +270,7 @@ def test_interpretability_by_hand(tmp_path):
     assert "commit" not in said  # which former results lack
     assert "the mean best cosine is 0.44 (0.17 among random directions)" in said
     assert "median AUROC of 0.90, the SAE's 0.80" in said
-    assert "say every word of the name for 75% of the intents" in said
+    assert "for 75% of the intents each word of the name is said by two of the five" in said
     *_, table = blocks
     assert table.split("\n") == [
         "|  | films | none |",

@@ -22,6 +22,8 @@ def test_a_name_is_told_if_two_top_texts_say_each_of_its_words():
     texts = ["the sea and a boat", "boats on the sea", "a boat"]
     rows = [dict(label=label, texts=texts) for label in ("sea, boat", "boats", "sea (7)", "wind")]
     assert interpret.told_names(rows) == 0.5
+    by_a_model = [row | dict(label="Film", offline_label="sea") for row in rows]
+    assert interpret.told_names(by_a_model) == 1
 
 
 def test_firing_auroc_by_pairs():
