@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import UserError, run_command, setting, write_lines  # noqa: E402
 
 from studies.choose import standard_error  # noqa: E402
-from studies.significance import LEVEL, outcome, verdict, with_spread  # noqa: E402
+from studies.significance import LEVEL, outcome, with_spread  # noqa: E402
 
 BEGIN = "<!-- results -->"
 END = "<!-- /results -->"
@@ -56,62 +56,84 @@ DIFFERENCES = (
     "most folders of its released code choose the epoch on the test item, which flatters."
 )
 
-# The first results were measured before there were three models: what their rows are called here
-
-FORMER = "former default"
-FORMER_NAMES = {
-    "SAERec": FORMER,
-    "SAERec + item kNN by users": f"{FORMER} + item kNN by users",
-    "paper's parts alone": "SAERec (the paper)",
-}
-FORMER_COMMITS = {"scientific": "commits eed247e to 3b1eae7"}
-FORMER_MODELS = (
+# What an ablation asks, of which reference, and the rows that answer
+QUESTIONS = (
+    ("Does SAERec gain by its intents?", "SAERec", ("SASRec",)),
     (
-        FORMER,
+        "Do SAERec's branches, its fusion and its retrieval matter?",
         "SAERec",
-        "personal and public branches, items E_v = e_v + sum_j code_vj (P d_j + p_j), a match over "
-        "the history's 20 strongest intents, a loss that also predicts the next item's intents",
+        (
+            "SAERec with personal branch only", "SAERec with public branch only",
+            "SAERec with fusion by sum", "SAERec with fusion by concatenation",
+            "SAERec with retrieval from the trunk", "SAERec with retrieval by activation",
+        ),
     ),
     (
-        "SAERec (the paper)",
-        "paper's parts alone",
-        "the branches alone, retrieval by similarity: today's `--model saerec`",
+        "Does SAERec need the directions that the SAE finds?",
+        "SAERec",
+        ("SAERec with random vectors", "SAERec with k-means"),
     ),
     (
-        "no branches",
-        "the same",
-        "nearest to today's Grounded, which has neither P d_j nor the next-intent loss",
+        "Does Grounded gain by its intents, and by what they are used for?",
+        "Grounded",
+        ("SASRec", "Grounded without match", "match alone"),
     ),
-    ("no match", "the same", "with branches; k-means and PCA are compared with this row"),
-    ("neither match nor branches", "the same", "items with intents, and the next-intent loss"),
-    ("match alone", "the same", "SASRec and the match: no intents in items, no branches"),
-    ("items not grounded", "the same", "E_v = e_v"),
-    ("items grounded by P alone", "the same", "E_v = e_v + sum_j code_vj P d_j"),
-    ("SASRec + text", "the same", "a mean text vector added to the item's, no match"),
-)
-# Rows that were trained without the match, and the row to compare each with
-FORMER_LIKE = {
-    "k-means": "no match",
-    "PCA": "no match",
-    "SASRec + text": "neither match nor branches",
-}
-FORMER_GROUPS = {
-    "scientific": (
-        "*Short histories* and *rare targets* are groups at or below the lower third's quantile, "
-        "whose value many users share, so they are no thirds: histories of at most 5 items, 39.2% "
-        "of the users, and targets of at most 5 training interactions, 35.0%."
+    ("Must the codes be those of the item itself?", "Grounded", ("shuffled codes",)),
+    (
+        "Would intents of another kind do as well for Grounded?",
+        "Grounded",
+        ("k-means", "PCA", "dense autoencoder", "L1 instead of TopK"),
     ),
-}
-FORMER_TUNING = (
-    "All trained models share code, width 64 and budget, and stop after 5 epochs without a better "
-    "validation NDCG@10. The same small grid was tried for SASRec, SASRec + text, k-means and the "
-    "former default on scientific's validation with seed 0: dropout .2 instead of .5, learning "
-    "rate 3e-3 instead of 1e-3. None gained more than seeds differ by, so all keep the defaults; "
-    "GRU4Rec and BPR-MF, which these don't suit, have the best of theirs. Item kNN's decay and its "
-    "weight beside a model were chosen on validation, as was the match's weight. L1's penalty is "
-    "the one at which it rebuilds held-out texts about as well as TopK (FVU .415 with 26 active "
-    "latents per text, against .395 with 8). One thread per model, two or three at a time on 2 "
-    "cores of an AMD EPYC with AVX-512, so seconds are more than on free cores."
+    (
+        "Would intents of another kind do as well, all without the match?",
+        "Grounded without match",
+        (
+            "SASRec + text", "k-means without match", "PCA without match",
+            "dense autoencoder without match", "L1 instead of TopK without match",
+            "shuffled codes without match",
+        ),
+    ),
+    (
+        "Do the size of the library and its seed matter for Grounded?",
+        "Grounded",
+        ("half of K", "twice K", "half of M", "twice M", "another seed of the SAE"),
+    ),
+    (
+        "Do the size and the seed matter without the match?",
+        "Grounded without match",
+        (
+            "half of K without match", "twice K without match", "half of M without match",
+            "twice M without match", "another seed of the SAE without match",
+        ),
+    ),
+    (
+        "Does Grounded lack a part?",
+        "Grounded",
+        (
+            "Grounded + P d", "Grounded + next intent", "Grounded + P d + next intent",
+            "Grounded + branches", "Grounded + P d + next intent + branches", "Grounded with a GRU",
+        ),
+    ),
+    (
+        "Does what P projects have to be the SAE's directions?",
+        "Grounded + P d",
+        ("Grounded + P d with random vectors",),
+    ),
+    (
+        "What do neighbours reach, trained with nothing or added to a trained model?",
+        "Grounded",
+        (
+            "item kNN by users", "item kNN by texts", "item kNN by intents",
+            "SASRec + item kNN by users", "SASRec + item kNN by texts",
+            "SASRec + item kNN by intents", "Grounded + item kNN by users",
+        ),
+    ),
+    ("How do other models compare?", "Grounded", ("SAERec", "GRU4Rec", "BPR-MF", "popularity")),
+)  # fmt: skip
+TUNED = (
+    "GRU4Rec and BPR-MF, which the defaults don't suit, have the best settings of a small grid on "
+    "scientific's validation with seed 0. Item kNN's decay and its weight beside a model are chosen "
+    "on validation, for each seed. All else has the defaults, but for what the command says."
 )
 
 
@@ -142,26 +164,12 @@ def read_report(path, keys):
 
 
 def read_ablations(folder):
-    """Reports of ablation_*.json, their former rows renamed -> list of dicts. Raises UserError."""
-    keys = {"dataset", "users", "protocol", "seeds", "rows", "tests", "verdict"}
+    """Reports of ablation_*.json, the one of most rows first -> list of dicts. Raises UserError."""
+    keys = {"dataset", "users", "protocol", "seeds", "rows", "tests", "command", "commit"}
     reports = [read_report(path, keys) for path in sorted(folder.glob("ablation_*.json"))]
     if not reports:
         raise UserError(f"{folder} has no ablation_*.json: make one with `studies/ablate.py --out`")
-    reports = [today(report) for report in reports]
-    return sorted(reports, key=lambda report: (report["former"], -len(report["rows"])))
-
-
-def today(report):
-    """A report of ablation with today's names of its rows; `former` says whether it is old."""
-    report = report | dict(former=report["rows"][0]["name"] == "SAERec")
-    if not report["former"]:
-        return report
-    rows = [row | dict(name=FORMER_NAMES.get(row["name"], row["name"])) for row in report["rows"]]
-    tests = []
-    for test in report["tests"]:
-        names = {side: FORMER_NAMES.get(test[side], test[side]) for side in ("a", "b")}
-        tests.append(test | names)
-    return report | dict(rows=rows, tests=tests)
+    return sorted(reports, key=lambda report: -len(report["rows"]))
 
 
 # Markdown
@@ -232,118 +240,40 @@ def ablation_table(report):
     return table(header, lines)
 
 
-def fair_verdict(report):
-    """The verdict of a report; of a former one, without rows whose reference had the match."""
-    if not report["former"]:
-        return report["verdict"]
-    unlike = [name for name in FORMER_LIKE if name != "SASRec + text"]
-    tests = [test for test in report["tests"] if test["b"] not in unlike]
-    return verdict(report["rows"], tests)
-
-
-def like_with_like(report):
-    """Sentences that compare former rows without the match with what had none either."""
+def answers(report):
+    """What an ablation says to each of QUESTIONS that its rows can answer, in sentences."""
     mean = means(report)
-    for name, reference in FORMER_LIKE.items():
-        if report["former"] and {name, reference} <= mean.keys():
-            pair = f"{in_decimals(mean, name)} against {in_decimals(mean, reference)}"
-            yield (
-                f"{name} was trained without the match, so compare it with the row *{reference}*: "
-                f"{pair} ({share(mean, name, reference)}). The table's difference and p are "
-                f"against the {FORMER}, which has the match."
-            )
-
-
-def former_findings(report):
-    """What the whole former ablation says, disappointing results first."""
-    mean = means(report)
-    p = {test["b"]: f"p = {test['p_holm']:.2g}" for test in report["tests"]}
+    tests = {(test["a"], test["b"]): test for test in report["tests"]}
+    for question, reference, names in QUESTIONS:
+        found = [tests[reference, name] for name in names if (reference, name) in tests]
+        if not found:
+            continue
+        said = [f"{question} {reference} has {mean[reference]:.4f}"]
+        for kind in ("worse than", "better than", "not told apart from"):
+            cells = []
+            for test in found:
+                if outcome(test) == kind:
+                    cells.append(f"{test['b']} {mean[test['b']]:.4f} (p = {test['p_holm']:.2g})")
+            if cells:
+                said.append(f"{kind} it: {', '.join(cells)}")
+        yield "; ".join(said) + "."
     rare = {row["name"]: row["groups"]["rare targets"] for row in report["rows"]}
-
-    def of(name):
-        return in_decimals(mean, name)
-
-    return [
-        f"The paper's model alone is not above its control: {of('SAERec (the paper)')} against "
-        f"SASRec's {of('SASRec')} ({share(mean, 'SAERec (the paper)', 'SASRec')}).",
-        f"Branches bring the former default nothing: {of(FORMER)} with both, {of('no branches')} "
-        f"without ({p['no branches']}). Nor does it matter how they are joined, unless by "
-        f"concatenation ({of('fusion by concatenation')}), or how personal intents are found.",
-        f"The SAE's directions are not told apart from random ones, its codes kept: "
-        f"{of('random vectors')} ({p['random vectors']}).",
-        f"Where neither has the match, k-means' codes have {of('k-means')}, the SAE's "
-        f"{of('no match')}.",
-        f"Trained use of the intents is not told apart from untrained: item kNN by intents, added "
-        f"to a finished SASRec, has {of('SASRec + item kNN by intents')}, by dense texts "
-        f"{of('SASRec + item kNN by texts')}.",
-        f"Other users know what intents don't: item kNN by users, added to the former default, "
-        f"has {of(FORMER + ' + item kNN by users')}.",
-        f"On rare targets untrained neighbours by texts are better than all trained models "
-        f"({rare['item kNN by texts']:.4f}; former default {rare[FORMER]:.4f}).",
-        f"1.22 times the control was hoped for; it is {mean[FORMER] / mean['SASRec']:.2f} times.",
-        f"What texts say does bring a gain: {share(mean, FORMER, 'SASRec')} over SASRec "
-        f"({p['SASRec']}). With the codes of another item it is "
-        f"{share(mean, 'shuffled codes', 'SASRec')}.",
-        f"It comes from two places: items that have their intents "
-        f"({of('neither match nor branches')} without the rest) and the match "
-        f"({of('match alone')}); both, {of('no branches')}.",
-    ]
-
-
-def findings(report):
-    """Sentences on a former report whose rows are known; of any other the numbers speak."""
-    if is_whole_former(report):
-        return former_findings(report)
-    return []
-
-
-def is_whole_former(report):
-    """Whether a report is the former ablation with all its rows."""
-    return report["former"] and report["dataset"] == "scientific"
-
-
-def former_note(report):
-    """What the reader of a former report must know first."""
-    commits = FORMER_COMMITS.get(report["dataset"], "a commit")
-    said = (
-        f"Measured at {commits} from before there were the three models of today. The default "
-        f'then, "SAERec" in the JSON and *{FORMER}* here, is none of them; the paper\'s model is '
-        f"the row *SAERec (the paper)*. Other rows are baselines, or the {FORMER} with what their "
-        "names say changed."
-    )
-    header = ["here", "in the JSON", "what it is"]
-    present = means(report).keys()
-    return [paragraph(said), table(header, [one for one in FORMER_MODELS if one[0] in present])]
+    best = max(rare, key=rare.get)
+    known = [f"{name} {rare[name]:.4f}" for name in ("Grounded", "SASRec") if name in rare]
+    yield f"On rare targets {best} is highest with {rare[best]:.4f} ({', '.join(known)}; no test)."
 
 
 def ablation_section(report):
     """Everything on one data set's ablation -> list of blocks."""
-    seeds = report["seeds"]
-    count = seeds if isinstance(seeds, int) else len(seeds)
-    blocks = [f"## Ablation: {report['dataset']}"]
-    if report["former"]:
-        blocks = [f"## Ablation of the {FORMER}: {report['dataset']}", *former_note(report)]
-    of = f"{report['users']:,} users, mean ± standard deviation over {count} seed(s)"
-    reference = "the row's reference"
-    if len({test["a"] for test in report["tests"]}) == 1:
-        reference = report["tests"][0]["a"]
-    blocks.append(
-        paragraph(
-            f"{of}. *Difference* is a row's NDCG@10 less that of {reference}, with p of the paired "
-            f"test. Groups are NDCG@10; seconds are of training and ranking, per seed."
-        )
+    said = (
+        f"{report['users']:,} users, mean ± standard deviation over {len(report['seeds'])} seed(s)."
+        " *Difference* is a row's NDCG@10 less that of the row's reference, with p of the paired "
+        f"test; told apart means p < {LEVEL} after Holm's correction. Groups are NDCG@10; seconds "
+        "are of training and ranking, per seed, on one thread of a busy machine. By "
+        f"`{report['command']}` at commit {report['commit']}."
     )
-    if "commit" in report:
-        blocks.append(paragraph(f"By `{report['command']}` at commit {report['commit']}."))
-    if report["former"] and report["dataset"] in FORMER_GROUPS:
-        blocks.append(paragraph(FORMER_GROUPS[report["dataset"]]))
-    if is_whole_former(report):
-        blocks.append(paragraph(FORMER_TUNING))
-    points = [*findings(report), *like_with_like(report)]
-    if points:
-        blocks.append(bullets(points))
-    blocks.append(ablation_table(report))
-    return [*blocks, paragraph(f"The verdict, made from these numbers: *{fair_verdict(report)}*")]
+    blocks = [f"## Ablation: {report['dataset']}", paragraph(said), paragraph(TUNED)]
+    return [*blocks, bullets(answers(report)), ablation_table(report)]
 
 
 # The paper's data
@@ -1016,8 +946,8 @@ def choice_section(folder):
     if not reports:
         return []
     said = (
-        "Validation NDCG@10 of Grounded, of it with parts of the former default put back, and of "
-        "its control; mean ± standard error over seeds, by `studies/choose.py` with "
+        "Validation NDCG@10 of Grounded, of it with parts that an earlier model had, and of its "
+        "control; mean ± standard error over seeds, by `studies/choose.py` with "
         f"`--model-flags '{reports[0]['model_flags']}'`; test items were not ranked. The "
         "difference is taken seed by seed. A part was to stay if it earns more than one standard "
         "error on either data set. Mind the seeds: after the first three of rt_critics both parts "
