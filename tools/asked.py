@@ -55,7 +55,7 @@ def cut_names(words, marks, known):
 def intents_by_name(rows):
     """{name: intents}, of rows of intents.jsonl; what is judged to be no intent is not among them.
 
-    A number or a label goes before a part of labels, and that before a keyword.
+    A number or a label goes before a part or a word of labels, and that before a keyword.
     """
     exact = {}
     parts = {}
@@ -66,14 +66,15 @@ def intents_by_name(rows):
             for name in (str(row["intent"]), label):
                 exact.setdefault(fold(name), []).append(row["intent"])
             for name in label.split(", "):
-                parts.setdefault(fold(name), []).append(row["intent"])
+                for part in dict.fromkeys([name, *name.split()]):
+                    parts.setdefault(fold(part), []).append(row["intent"])
             for name in row["keywords"]:
                 keywords.setdefault(fold(name), []).append(row["intent"])
     return keywords | parts | exact
 
 
 def find_intents(rows, names):
-    """Numbers of the intents that names mean: a number, a label, a part of labels, or a keyword.
+    """Numbers of the intents that names mean: numbers, labels, parts or words of them, keywords.
 
     rows: of intents.jsonl; names: parted by semicolons or commas, which labels may hold too. Raises
     UserError with the nearest.

@@ -167,8 +167,12 @@ def test_intents_are_found_by_number_label_and_keyword():
     assert asked.find_intents(rows, "space") == [0]  # in a label, which goes before keywords
     assert asked.find_intents(rows, "space, orbit;RECIPES") == [0, 1]
     assert asked.find_intents(rows, "oven,space,orbit") == [1, 0]  # the label as a whole
+    rows.append(dict(intent=2, label="space film", keywords=["oven"]))
+    assert asked.find_intents(rows, "space") == [0, 2]  # also a word of a label's part
+    assert asked.find_intents(rows, "space film") == [2]
     rows[0]["is_intent"] = False  # it has no items any more that could be asked for
-    assert asked.find_intents(rows, "space") == [1]
+    assert asked.find_intents(rows, "space") == [2]
+    assert asked.find_intents(rows, "oven") == [1, 2]  # a keyword, which no label has
     with pytest.raises(saerec.UserError, match="no intent '0'"):
         asked.find_intents(rows, "0")
 
