@@ -4,10 +4,11 @@
     python studies/docs.py --check    write nothing; status 2 if any of them is out of date
 
 studies/results/ holds what was measured: table_NAME.json, ablation_NAME.json and
-interpret_NAME.json of a data set, by studies/ablate.py and interpret.py, reasons_NAME.json by
-studies/reasons.py, cold_NAME.json by studies/cold.py, written_NAME.json by studies/written.py,
-intents_ml-100k.json by studies/sample.py, speed*.json by studies/speed.py, and intents_goals.json:
-before, goal and now of the library of intents. The text around the numbers is in this file.
+interpret_NAME.json of a data set, by studies/ablate.py and interpret.py, choice_NAME.json and
+grid_NAME.json by studies/choose.py, reasons_NAME.json by studies/reasons.py, cold_NAME.json by
+studies/cold.py, written_NAME.json by studies/written.py, intents_ml-100k.json by studies/sample.py,
+speed*.json by studies/speed.py, and intents_goals.json: before, goal and now of the library of
+intents. The text around the numbers is in this file.
 """
 
 import dataclasses
@@ -958,6 +959,29 @@ def choice_section(folder):
     return ["## What Grounded holds", paragraph(said), table(header, rows)]
 
 
+def grid_section(folder):
+    """The small grid that the control was tuned by, too -> list of blocks. Raises UserError."""
+    keys = {"dataset", "valid", "model_flags", "command", "commit"}
+    reports = [read_report(path, keys) for path in sorted(folder.glob("grid_*.json"))]
+    if not reports:
+        return []
+    said = (
+        "Validation NDCG@10, the mean over seeds, of the same small grid for the control and for "
+        f"Grounded, by `{reports[0]['command']}` and so on at commit {reports[0]['commit']}; test "
+        "items were not ranked. What no flag names has its default."
+    )
+    names = list(reports[0]["valid"])
+    rows = []
+    for report in reports:
+        cells = [report["dataset"], f"`{report['model_flags']}`"]
+        for name in names:
+            values = report["valid"][name].values()
+            cells.append(f"{sum(values) / len(values):.4f}")
+        rows.append(cells)
+    header = ["data", "flags", *names]
+    return ["## Is the control tuned as well?", paragraph(said), table(header, rows)]
+
+
 def results_document(folder, ablations):
     """docs/results.md -> str. Raises UserError."""
     protocol = [
@@ -969,6 +993,7 @@ def results_document(folder, ablations):
     blocks = ["# Results", GENERATED, "## What was measured", *map(paragraph, protocol)]
     blocks += paper_section(folder)
     blocks += choice_section(folder)
+    blocks += grid_section(folder)
     for report in ablations:
         blocks += ablation_section(report)
     blocks += cold_section(folder)

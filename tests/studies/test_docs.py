@@ -193,6 +193,22 @@ def test_every_row_of_an_ablation_answers_one_question():
             assert ROWS[name].against == reference or (reference, name) in ALSO
 
 
+def test_a_grid_by_hand(tmp_path):
+    assert docs.grid_section(tmp_path) == []
+    report = dict(dataset="films", command="python studies/choose.py", commit="abc")
+    for name, flags, values in (("a", "--lr 0.01", (0.1, 0.2)), ("b", "--lr 0.1", (0.3, 0.4))):
+        valid = {"SASRec": {"0": values[0], "1": values[1]}, "Grounded": {"0": 0.5}}
+        write(tmp_path / f"grid_{name}.json", report | dict(valid=valid, model_flags=flags))
+    title, said, table = docs.grid_section(tmp_path)
+    assert "by `python studies/choose.py` and so on at commit abc" in " ".join(said.split())
+    assert table.split("\n") == [
+        "| data | flags | SASRec | Grounded |",
+        "| --- | --- | --- | --- |",
+        "| films | `--lr 0.01` | 0.1500 | 0.5000 |",
+        "| films | `--lr 0.1` | 0.3500 | 0.5000 |",
+    ]
+
+
 def cold_row(name, *ndcg):
     """A row as cold.py writes it, with NDCG@10 in its four rankings; HR@10 and MRR are made up."""
     rankings = {}
