@@ -453,15 +453,21 @@ def encode(texts, tokenizer, bert, batch_tokens=4096):
 # Words that may name an intent
 
 STOP_WORDS = frozenset(
-    """a about after all also am an and any are as at be been but by can do does for from get got
-    had has have he her him his how i if in into is it its just me more most my no not of on one
-    only or other our out over she so some such than that the their them then there these they this
-    to too up us very was we were what when which who will with would you your s t""".split()
+    """a about after all also am an and any are as at be been but by can could did do does for from
+    get got had has have he her him his how i if in into is it its just me more most my no not of on
+    one only or other our out over she should so some such than that the their them then there these
+    they this to too up us very was we were what when which who will with won't would you your s t
+    """.split()
 )
 MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
 MARKS += "\u200c\u200d"  # joiners, which stand within words of Persian and Hindi
 WORD = re.compile(rf"\w[\w{MARKS}'-]*")
 BETWEEN = re.compile(rf"[^\w{MARKS}\s'&-]+")
+
+
+def is_stop_word(word):
+    """Whether a word says nothing alone; so do contractions of those that don't, as it's, isn't."""
+    return not {word, word.split("'")[0], word.removesuffix("n't")}.isdisjoint(STOP_WORDS)
 
 
 def terms_of(text):
@@ -471,12 +477,13 @@ def terms_of(text):
     and each ideograph is a word, two are a phrase.
     """
     terms = set()
-    text = IDEOGRAPHS.sub(r" \g<0> ", unicodedata.normalize("NFC", text.lower()))
+    text = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")
+    text = IDEOGRAPHS.sub(r" \g<0> ", text)
     for phrase in BETWEEN.split(text):
         before = ""
         for word in WORD.findall(phrase):
             ideograph = IDEOGRAPHS.match(word)
-            if word in STOP_WORDS or (len(word) < 2 and not ideograph):
+            if is_stop_word(word) or (len(word) < 2 and not ideograph):
                 before = ""
                 continue
             word = word.removesuffix("'s")

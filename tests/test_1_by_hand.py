@@ -236,6 +236,13 @@ def test_marks_stay_with_their_letters_and_ideographs_are_words():
     assert sae.terms_of("北京 2008, 大") == {"北", "京", "北京", "2008", "京 2008", "大"}
 
 
+def test_contractions_of_stop_words_are_stop_words():
+    said = "It's Bob's boat; they're here, he isn't, I didn't, we can\u2019t. The O'Brien clock won't"
+    assert sae.terms_of(said) == {
+        "bob", "boat", "bob boat", "here", "o'brien", "clock", "o'brien clock",
+    }  # fmt: skip
+
+
 def test_terms_alike_share_a_word_or_a_stem():
     assert sae.alike("bird", "birds") and sae.alike("west", "western")
     assert sae.alike("space war", "war film") and not sae.alike("france", "french")
