@@ -965,12 +965,13 @@ def grid_section(folder):
     reports = [read_report(path, keys) for path in sorted(folder.glob("grid_*.json"))]
     if not reports:
         return []
+    names = list(reports[0]["valid"])
+    seeds = len(reports[0]["valid"][names[0]])
     said = (
-        "Validation NDCG@10, the mean over seeds, of the same small grid for the control and for "
+        f"Validation NDCG@10 of {seeds} seed(s), of the same small grid for the control and for "
         f"Grounded, by `{reports[0]['command']}` and so on at commit {reports[0]['commit']}; test "
         "items were not ranked. What no flag names has its default."
     )
-    names = list(reports[0]["valid"])
     rows = []
     for report in reports:
         cells = [report["dataset"], f"`{report['model_flags']}`"]

@@ -200,7 +200,9 @@ def test_a_grid_by_hand(tmp_path):
         valid = {"SASRec": {"0": values[0], "1": values[1]}, "Grounded": {"0": 0.5}}
         write(tmp_path / f"grid_{name}.json", report | dict(valid=valid, model_flags=flags))
     title, said, table = docs.grid_section(tmp_path)
-    assert "by `python studies/choose.py` and so on at commit abc" in " ".join(said.split())
+    said = " ".join(said.split())
+    assert said.startswith("Validation NDCG@10 of 2 seed(s)")
+    assert "by `python studies/choose.py` and so on at commit abc" in said
     assert table.split("\n") == [
         "| data | flags | SASRec | Grounded |",
         "| --- | --- | --- | --- |",
