@@ -642,11 +642,12 @@ def run_content(folder, settings):
     counts = dict(users=len(data.users), items=len(data.items) - 1)
     counts |= dict(interactions=len(data.flat), texts=len(data.texts))
     version = torch.__version__.split("+")[0]
+    seeds = str(metrics["seed"]).strip("[]")  # one, or a list of those that the models have
     content = dict(
         title=f"{data.folder.name}: what the intents found, and what they are worth",
         dataset=dict(name=data.folder.name) | counts,
         protocol=metrics["protocol"],
-        made=f"{time.strftime('%Y-%m-%d')}, torch {version}, seed {metrics['seed']}",
+        made=f"{time.strftime('%Y-%m-%d')}, torch {version}, seed {seeds}",
         models=models_section(metrics),
         compared=compared_section(models, data, metrics, folder),
         ablation=ablation_section(folder),

@@ -444,6 +444,7 @@ def test_what_was_not_measured_is_none(run):
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["models"]["grounded"] = dict.fromkeys(metrics["models"]["grounded"])
     metrics["standard_errors"]["grounded"] = dict.fromkeys(metrics["standard_errors"]["grounded"])
+    metrics["seed"] = [0, 1]
     (run / "metrics.json").write_text(json.dumps(metrics))
     ablation = dict(rows=[{"name": "a", "params": 1, "seconds": 1.0, "NDCG@10": None}])
     (run / "ablation.json").write_text(json.dumps(ablation | dict(tests=[], verdict="")))
@@ -451,6 +452,7 @@ def test_what_was_not_measured_is_none(run):
     assert content["sae"][-1]["fvu"] is None and content["sae"][-1]["loss"] > 0
     assert set(content["models"][-1]["metrics"].values()) == {None}
     assert content["ablation"]["rows"][0]["mean"] is None
+    assert content["made"].endswith("seed 0, 1")
 
 
 def test_results_and_curves_of_every_model(run):
