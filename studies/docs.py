@@ -133,8 +133,8 @@ QUESTIONS = (
 )  # fmt: skip
 TUNED = (
     "GRU4Rec and BPR-MF, which the defaults don't suit, have the best settings of a small grid on "
-    "scientific's validation with seed 0. Item kNN's decay and its weight beside a model are chosen "
-    "on validation, for each seed. All else has the defaults, but for what the command says."
+    "scientific's validation with seed 0. Item kNN's decay and its weight beside a model are "
+    "chosen on validation, for each seed. All else has the defaults, but for what the command says."
 )
 
 
@@ -261,7 +261,8 @@ def answers(report):
     rare = {row["name"]: row["groups"]["rare targets"] for row in report["rows"]}
     best = max(rare, key=rare.get)
     known = [f"{name} {rare[name]:.4f}" for name in ("Grounded", "SASRec") if name in rare]
-    yield f"On rare targets {best} is highest with {rare[best]:.4f} ({', '.join(known)}; no test)."
+    others = ", ".join(known)
+    yield f"On rare targets {best} is highest with {rare[best]:.4f} ({others}; no test)."
 
 
 def ablation_section(report):
