@@ -777,12 +777,12 @@ def name_intents(latents, by_latent, corpus, count):
         active = max(len(own), 1)  # it may fire on held-out texts alone
         odds = find_keywords(names, both, frequency, active, total, count)
         keywords = [names[n] for n in odds]
-        share = dict(zip(names, weighted_share(cells, codes.square()).tolist()))
+        share = weighted_share(cells, codes.square()).numpy()
         near = [known[row] for row in words[intent].tolist()]
-        shares = {word: (share[word], frequency[number[word]] / total) for word in near}
+        times = {word: share[number[word]] for word in [*near, *keywords]}
+        shares = {word: (times[word], frequency[number[word]] / total) for word in near}
         ranked = name_words(dict(zip(near, scores[intent].tolist())), shares) or keywords
-        times = {word: share[word] for word in [*near, *keywords]}
-        common = [word for word in ranked if share[word] >= SAID_BY]
+        common = [word for word in ranked if times[word] >= SAID_BY]
         common = distinct(whole_phrases(common, times), 2)
         others = whole_phrases([*ranked, *keywords], times)
         label = label_of(common, others, taken, int(latents[intent]))
