@@ -193,20 +193,22 @@ def train_and_rank(row, data, settings):
     return baselines.Outcome(ranks, baselines.parameters_of(model), valid)
 
 
-def finished(path, variant, settings, data):
-    """What a Row of this variant left in an earlier run -> (ranks, metadata), or None.
+def finished(path, script, of_row, settings, data):
+    """What a row left in an earlier run of a script -> (tensors, metadata), or None.
 
-    Raises UserError if it was made from other intents or data than the run has now.
+    of_row: {key of the metadata: what it must be}. Raises UserError if it was made from other
+    intents or data than the run has now.
     """
     if not path.is_file():
         return None
     folder = path.parent
-    again = f"rm {folder}/ablation-*.safetensors; studies/ablate.py --run {folder}"
+    kind = path.name.split("-")[0]
+    again = f"rm {folder}/{kind}-*.safetensors; studies/{script} --run {folder}"
     tensors, meta = load_artifact(path, again, data)
     before = meta["settings"] | dict(run=settings.run, data=settings.data)  # both may have moved
-    if before != dataclasses.asdict(settings) or meta["variant"] != variant:
+    if before != dataclasses.asdict(settings) or not of_row.items() <= meta.items():
         return None
-    return tensors["ranks"], meta
+    return tensors, meta
 
 
 def finish(name, data, settings):
@@ -216,9 +218,9 @@ def finish(name, data, settings):
     folder = Path(settings.run)
     slug = re.sub("[^a-z0-9]+", "-", name.lower())
     path = folder / f"ablation-{slug}-{settings.seed}.safetensors"
-    done = finished(path, row.variant(), settings, data)
+    done = finished(path, "ablate.py", dict(variant=row.variant()), settings, data)
     if done:
-        return done
+        return done[0]["ranks"], done[1]
     print(f"{name}, seed {settings.seed}")
     run = settings.run
     if row.rival:

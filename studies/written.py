@@ -29,7 +29,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, UserError, dataset_file, generator, load_artifact, pick_device, rank_users,
+    StageSettings, UserError, dataset_file, generator, pick_device, rank_users,
     ranking_metrics, read_texts, run_command, run_dataset, save_artifact, setting,
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ from model import (  # noqa: E402
 )  # fmt: skip
 from sae import Codes, SparseRows, cell_bounds, encode_all, item_codes, load_intents  # noqa: E402
 from studies import significance  # noqa: E402
-from studies.ablate import base_settings, mean_and_spread  # noqa: E402
+from studies.ablate import base_settings, finished, mean_and_spread  # noqa: E402
 from studies.baselines import parameters_of  # noqa: E402
 from studies.rivals import load_run  # noqa: E402
 from studies.variants import PublicOnly, RetrievalByActivation, WithoutMatch  # noqa: E402
@@ -264,19 +264,6 @@ class WrittenSettings(StageSettings):
     out: str = setting("", "where to write a copy of RUN/written.json", unit="path")
 
 
-def finished(path, row, settings, data):
-    """What a Row left in an earlier run -> ({part: ranks}, metadata), or None. Raises UserError."""
-    if not path.is_file():
-        return None
-    folder = path.parent
-    again = f"rm {folder}/written-*.safetensors; studies/written.py --run {folder}"
-    tensors, meta = load_artifact(path, again, data)
-    before = meta["settings"] | dict(run=settings.run, data=settings.data)  # both may have moved
-    if before != dataclasses.asdict(settings) or meta["row"] != [row.Model.__name__, row.reads]:
-        return None
-    return tensors, meta
-
-
 def train_and_rank(row, data, settings, reviews):
     """Train the model of a Row, rank with it -> ({part: float64 [users]}, what it took dict)."""
     intents = intents_read(row.reads, reviews, settings, data)
@@ -294,14 +281,15 @@ def finish(name, data, settings, reviews):
     folder = Path(settings.run)
     slug = re.sub("[^a-z]+", "-", name.lower())
     path = folder / f"written-{slug}-{settings.seed}.safetensors"
-    done = finished(path, row, settings, data)
+    of_row = dict(row=[row.Model.__name__, row.reads])
+    done = finished(path, "written.py", of_row, settings, data)
     if done:
         return done
     print(f"{name}, seed {settings.seed}", flush=True)
     started = time.perf_counter()
     ranks, more = train_and_rank(row, data, settings, reviews)
     more["seconds"] = round(time.perf_counter() - started, 1)
-    more["row"] = [row.Model.__name__, row.reads]
+    more |= of_row
     made_from = [folder / "intents.safetensors"]
     save_artifact(path, ranks, settings, data.hash, made_from, **more)
     return ranks, more

@@ -444,15 +444,17 @@ def test_it_goes_on_where_it_stopped(study, run, capsys, monkeypatch):
 
 def test_what_was_trained_with_other_settings_is_not_taken(study, run, data):
     path = run / "written-sasrec-0.safetensors"
-    row = written.ROWS["SASRec"]
+    kept = ("written.py", dict(row=["SASRec", "item codes"]))
     settings = model.ModelSettings(**saerec.artifact_meta(path, "")["settings"])
-    ranks, more = written.finished(path, row, settings, data)
+    ranks, more = written.finished(path, *kept, settings, data)
     assert torch.equal(ranks["test"], ranks_of(run, "SASRec", 0)["test"]) and more["parameters"]
     moved = dataclasses.replace(settings, run="elsewhere")
-    assert written.finished(path, row, moved, data)
+    assert written.finished(path, *kept, moved, data)
     wider = dataclasses.replace(settings, width=16)
-    assert written.finished(path, row, wider, data) is None
-    assert written.finished(run / "written-none-0.safetensors", row, settings, data) is None
+    assert written.finished(path, *kept, wider, data) is None
+    other = dict(row=["SASRec", "both"])
+    assert written.finished(path, "written.py", other, settings, data) is None
+    assert written.finished(run / "written-none-0.safetensors", *kept, settings, data) is None
 
 
 def test_results_of_another_library_are_not_mixed_in(fails, study, run, tmp_path):
