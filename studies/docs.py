@@ -299,7 +299,8 @@ def wide_table(reports):
         cell = {row["name"]: with_spread(row["NDCG@10"]) for row in report["rows"]}
         cell["item kNN by texts"] = in_decimals(mean, "item kNN by texts")  # no seed moves it
         gain = share(mean, "Grounded", "SASRec")
-        rows.append([report["dataset"], *(cell[name] for name in WIDE), gain])
+        name = report["dataset"] + (" (one seed)" if len(report["seeds"]) == 1 else "")
+        rows.append([name, *(cell[model] for model in WIDE), gain])
     return table(["data", *WIDE, "over SASRec"], rows)
 
 
