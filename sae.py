@@ -577,7 +577,7 @@ def find_keywords(names, both, frequency, active, total, count):
 
     both: int64 [terms], its training texts with each term; frequency: the same of all `total`;
     active: how many are its. Only terms more frequent in its texts count, none that most texts
-    have, and of terms that are alike the best. `whole_phrases` takes the place of words.
+    have, and of terms that are alike the best. Words give way to `whole_phrases`.
     """
     telling = (both * total > frequency * active) & (frequency < MOST_TEXTS * total)
     candidates = np.nonzero((both >= 2) & telling)[0]
