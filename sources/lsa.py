@@ -20,9 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, UserError, generator, load_dataset, pick_device, run_command, setting,
+    StageSettings, UserError, generator, pick_device, run_command, setting,
 )  # fmt: skip
-from embed import Characters, save_embeddings  # noqa: E402
+from embed import Characters, claim_run, save_embeddings  # noqa: E402
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -138,7 +138,7 @@ def embed(settings):
         if not getattr(settings, name):
             raise UserError(f"--{name} is missing: name the folder, as in --{name} {example}")
     device = pick_device(settings.device)
-    data = load_dataset(settings.data)
+    data = claim_run(settings)
     vectors = lsa(data.texts, settings.width, settings.seed, device)
     save_embeddings(settings, data, vectors, {"name": "lsa"})
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from embed import fetch_weights, load_encoder
 from sae import SAE, SparseRows, encode_all, item_codes
+from sources import bert as another_bert
 
 TURNED = re.compile(r"^(.*?), (the|an?|l[aeo]s?|il|el|d[aei][rse]|une?)(?= \(|$)")  # Matrix, The
 
@@ -150,15 +151,16 @@ def run_encoder(folder, data, device):
     if not files:
         problem = f"{folder} has embeddings from {made_by['name']}, which embeds no new text"
         raise UserError(f"{problem}: bring a run whose texts embed.py has encoded")
-    settings = meta["settings"]
+    own = meta["settings"].get("weights")  # of sources/bert.py
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
-        weights = Path(settings["weights"]) if settings["weights"] else fetch_weights()
+        weights = Path(own) if own else fetch_weights()
     for name in files:
         path = weights / name
         if not path.is_file() or file_hash(path) != made_by[name]:
             problem = f"{path} is not there, or not what {folder} was embedded with"
             raise UserError(f"{problem}: bring that back, or run all stages again")
-    return load_encoder(weights, settings["max_tokens"], device)
+    load = another_bert.load_encoder if own else load_encoder
+    return load(weights, made_by["max_tokens"], device)
 
 
 @torch.inference_mode()

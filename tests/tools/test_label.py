@@ -18,6 +18,7 @@ import saerec
 from conftest import SMALL, TOPICS, copy_run, make_run
 from eval import history_state, load_model, read_intents
 from sae import load_intents
+from sources import bert
 from test_embed import VOCAB, write_weights
 from tools import asked
 from tools import label as tool
@@ -791,7 +792,7 @@ def finished(tiny_data, tmp_path_factory):
     write_weights(folder / "weights", vocab=list(dict.fromkeys(vocab)))
     run = folder / "run"
     argv = ["--data", tiny_data, "--weights", folder / "weights", "--max-tokens", 16]
-    assert embed.main([str(word) for word in ["--run", run, *argv]]) == 0
+    assert bert.main([str(word) for word in ["--run", run, *argv]]) == 0
     assert sae.main(["--run", str(run), "--device", "cpu", *SMALL["sae"].split()]) == 0
     return run
 
@@ -831,7 +832,7 @@ def test_a_name_is_taken_if_it_tells_held_out_texts_apart_as_well(finished, judg
     after = label(judged, server)
     out = capsys.readouterr().out
     texts, fires = held_out_texts(judged)
-    encoder = embed.load_encoder(finished.parent / "weights", 16)
+    encoder = bert.load_encoder(finished.parent / "weights", 16)
     taken = 0
     for old, new, name in zip(before, after, names):
         near = texts @ embed.encode([name, old["label"]], *encoder).T

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import embed
 import model as recommender
 import saerec
 import sae as autoencoder
@@ -16,6 +15,7 @@ from conftest import SMALL, copy_run, make_run
 from eval import history_state, load_model, read_intents, recommend
 from model import MODELS, Reasons, model_scores
 from sae import SparseRows, load_intents
+from sources import bert
 from test_embed import write_weights
 from tools import asked
 from tools import recommend as tool
@@ -425,7 +425,7 @@ def encoded_run(tiny_data, tmp_path_factory):
     weights = write_weights(folder / "weights")[0]
     run = folder / "run"
     command = ["--data", tiny_data, "--run", run, "--weights", weights, "--max-tokens", 16]
-    assert embed.main([str(word) for word in [*command, "--device", "cpu"]]) == 0
+    assert bert.main([str(word) for word in [*command, "--device", "cpu"]]) == 0
     common = ["--run", str(run), "--device", "cpu"]
     assert autoencoder.main([*common, *SMALL["sae"].split()]) == 0
     assert recommender.main([*common, *SMALL["model"].split()]) == 0
