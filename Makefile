@@ -30,7 +30,7 @@ SOURCE   = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz),$(DAT
            $(wildcard $(DATA)/texts.jsonl $(DATA)/texts.jsonl.gz)
 
 # The files that EMBED_FLAGS name: embeddings made elsewhere, or an encoder's folder
-FILES    = $(wildcard $(EMBED_FLAGS) $(addsuffix /*,$(EMBED_FLAGS)) $(addsuffix /*/*.json,$(EMBED_FLAGS)))
+FILES    = $(wildcard $(EMBED_FLAGS) $(foreach in,* */*.json */*.safetensors */*.txt,$(addsuffix /$(in),$(EMBED_FLAGS))))
 
 # What the result of a stage depends on besides its scripts and the stage before: the words of its command and
 # the content of the data. RUN/.STAGE keeps them, and when they are not what it says the stage is run again.

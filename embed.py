@@ -40,7 +40,7 @@ SHA256 = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
-FILES = (*SHA256, "config.json")  # the last one is for other programs that read the folder
+FILES = (*SHA256, "config.json")  # which sources/bert.py and other programs want to read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,10 @@ class Bert:
     """BERT's encoder and pooling, for inference: no dropout, no gradient."""
 
     def __init__(self, tensors, heads=12, eps=1e-12, device="cpu"):
-        """tensors: those of model.safetensors; in half precision on a GPU."""
+        """tensors: those of model.safetensors; in half precision on a GPU.
+
+        heads, eps: as config.json of all-MiniLM-L6-v2 has them.
+        """
         self.heads = heads
         self.eps = eps
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
@@ -208,8 +211,13 @@ class Bert:
         return self.pool(x.float(), real)
 
     def pool(self, x, real):
-        """The mean of x [B, S, E] over the real tokens, bool [B, S], at norm 1 -> [B, E]."""
-        return F.normalize((x * real[:, :, None]).sum(1) / real.sum(1, keepdim=True), dim=1)
+        """One vector of a text's many, x [B, S, E]; real: bool [B, S], its tokens -> [B, E]."""
+        return F.normalize(mean_over(x, real), dim=1)
+
+
+def mean_over(x, real):
+    """The mean of x [B, S, E] over the real tokens, bool [B, S] -> [B, E]."""
+    return (x * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
 
 
 def fetch_weights():
@@ -229,7 +237,7 @@ def fetch_weights():
 
 
 def load_encoder(folder, max_tokens=256, device="cpu"):
-    """The encoder of a folder like that of `fetch_weights` -> (WordPiece, Bert)."""
+    """The encoder of a folder that `fetch_weights` gave, a Path -> (WordPiece, Bert)."""
     tokens = (folder / "vocab.txt").read_text("utf-8").removesuffix("\n").split("\n")
     tensors = read_tensors(folder / "model.safetensors")
     return WordPiece(tokens, max_tokens), Bert(tensors, device=device)
@@ -351,15 +359,15 @@ def check_embed(settings):
             raise UserError(f"{option} changes nothing with --embeddings: leave one of the two out")
 
 
-def claim_run(settings):
-    """The dataset that a run is to be made from -> Dataset.
+def claim_run(settings, script="embed.py"):
+    """The dataset that a run is to be made from by a script -> Dataset.
 
     Raises UserError, also for the run of another dataset, which would be lost.
     """
     data = load_dataset(settings.data)
     run = Path(settings.run)
     if (run / "embeddings.safetensors").is_file():
-        other = data_of_run(run, "embed.py")
+        other = data_of_run(run, script)
         if other.resolve() != data.folder.resolve() and other.is_dir():
             problem = f"{run} is the run of {other}, not of {data.folder}"
             raise UserError(f"{problem}: name another --run (RUN= with make), or delete it")

@@ -853,7 +853,7 @@ def load_corpus(folder, settings):
     words = {}
     vectors = torch.zeros(0, embeddings.shape[1])
     vocabulary = folder / "vocabulary.safetensors"
-    if vocabulary.is_file():  # embed.py writes it if its encoder can embed words
+    if vocabulary.is_file():  # not of vectors made elsewhere, nor of LSA
         tensors, meta = load_artifact(vocabulary, made_by, data)
         words = {word: row for row, word in enumerate(meta["words"])}
         vectors = tensors["vectors"]

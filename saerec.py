@@ -13,8 +13,8 @@ Letters used in shape comments everywhere:
     B histories in a batch, T positions, P real (unpadded) positions
 Item 0 is padding everywhere; real items are 1..V, so an array with a row per item has V+1 rows.
 
-What is not the method lies beside these five scripts: sources/ makes other dataset folders,
-studies/ are experiments on the method, tools/ asks and shows a trained run.
+What is not the method lies beside these five scripts: sources/ makes dataset folders, and vectors
+by other means, studies/ are experiments on the method, tools/ asks and shows a trained run.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from saerec import (  # noqa: E402
     UserError, file_hash, join_processes, pick_device, run_command, setting,
 )  # fmt: skip
 from embed import (  # noqa: E402
-    FILES, Bert, Characters, WordPiece, claim_run, encode_run, read_tensors,
+    FILES, Bert, Characters, WordPiece, claim_run, encode_run, mean_over, read_tensors,
 )  # fmt: skip
 
 import torch.nn.functional as F  # noqa: E402
@@ -28,7 +28,7 @@ import torch.nn.functional as F  # noqa: E402
 
 @dataclasses.dataclass(frozen=True)
 class BertSettings:
-    """Those of embed.py, but for where vectors come from."""
+    """Those of embed.py, but the weights are given and say themselves how long a text may be."""
 
     weights: str = setting("", "encoder's folder", unit="path", example="FOLDER")
     run: str = setting("", "run folder", unit="path", example="runs/ml-100k")
@@ -75,6 +75,20 @@ def read_json(path, kind=dict):
     return found
 
 
+def value_of(path, asked, key, default):
+    """What a file's dict says for a key, or the default where that is absent or null.
+
+    Raises UserError if it is not of the default's type.
+    """
+    found = asked.get(key)
+    if found is None:
+        return default
+    if type(found) is not type(default):
+        kind = type(default).__name__
+        raise UserError(f"{path}: {key} is {found!r}, not of type {kind}: copy it again")
+    return found
+
+
 def check_asked(where, asked, done):
     """Refuse what a file asks for, a dict, that is not done, as in DONE. Raises UserError."""
     for key, values in done.items():
@@ -94,8 +108,8 @@ def read_layout(folder):
     """
     path = folder / "config_sentence_transformers.json"
     asked = read_json(path)
-    name = asked.get("default_prompt_name")
-    prompt = {None: "", **(asked.get("prompts") or {})}.get(name)
+    name = value_of(path, asked, "default_prompt_name", "")
+    prompt = {"": "", **value_of(path, asked, "prompts", {})}.get(name)
     if type(prompt) is not str:
         raise UserError(f"{path}: `prompts` lacks {name!r}, the default: add it, or make that null")
     done = dict(prompt=prompt, pooling="mean", normalized=True)
@@ -105,10 +119,12 @@ def read_layout(folder):
         if parts:
             raise UserError(f"{parts[0]} is there, but no modules.json beside it: copy it, too")
         return folder, done
-    modules = read_json(path, list)
-    kinds = [m["type"].split(".")[-1] for m in modules if {"type", "path"} <= {*m}]
+    modules = [m for m in read_json(path, list) if type(m) is dict]
+    modules = [m for m in modules if type(m.get("type")) is type(m.get("path")) is str]
+    kinds = [module["type"].split(".")[-1] for module in modules]
     if kinds not in (MODULES[:2], MODULES):
-        problem = f"{path} asks for {', '.join(kinds)}; done is {', '.join(MODULES)} at most"
+        asked_for = ", ".join(kinds) or "nothing"
+        problem = f"{path} asks for {asked_for}; done is {', '.join(MODULES)} at most"
         raise UserError(f"{problem}: give another encoder")
     bert, pooling = (folder / module["path"] for module in modules[:2])
     done["pooling"] = read_pooling(pooling / "config.json", prompt)
@@ -147,7 +163,7 @@ def check_files(folder):
 # The tokenizer and the encoder
 
 
-class Tokenizer(WordPiece):
+class FolderWordPiece(WordPiece):
     """WordPiece as the files of a folder ask for it."""
 
     def __init__(self, folder, most=256, prompt=""):
@@ -163,12 +179,16 @@ class Tokenizer(WordPiece):
         except KeyError as error:
             raise UserError(f"{path} lacks the token {error}: give a BERT encoder") from error
         self.prompt = prompt
-        self.lower_first = read_json(folder / "sentence_bert_config.json").get("do_lower_case")
-        options = read_json(folder / "tokenizer_config.json")
-        lower = options.get("do_lower_case", True)
-        ideographs = options.get("tokenize_chinese_chars", True)
-        self.characters = Characters(lower, options.get("strip_accents"), ideographs)
-        self.check(folder / "tokenizer.json", options.get("added_tokens_decoder", {}))
+        path = folder / "sentence_bert_config.json"
+        self.lower_first = value_of(path, read_json(path), "do_lower_case", False)
+        path = folder / "tokenizer_config.json"
+        options = read_json(path)
+        lower = value_of(path, options, "do_lower_case", True)
+        strip = value_of(path, options, "strip_accents", lower)
+        ideographs = value_of(path, options, "tokenize_chinese_chars", True)
+        self.characters = Characters(lower, strip, ideographs)
+        added = value_of(path, options, "added_tokens_decoder", {})
+        self.check(folder / "tokenizer.json", [*added.values()])
 
     def check(self, path, added):
         """Refuse a tokenizer.json that says otherwise, and added tokens. Raises UserError."""
@@ -183,10 +203,11 @@ class Tokenizer(WordPiece):
             model=dict(type=["WordPiece"], continuing_subword_prefix=["##"], unk_token=["[UNK]"]),
         )  # fmt: skip
         for step, done in steps.items():
-            check_asked(f"{path}: {step}", asked.get(step) or {}, done)
-        if asked and asked["model"].get("vocab") != self.vocab:
+            check_asked(f"{path}: {step}", value_of(path, asked, step, {}), done)
+        if asked and value_of(path, asked, "model", {}).get("vocab") != self.vocab:
             raise UserError(f"{path} has other tokens than vocab.txt: give files of one encoder")
-        tokens = [row["content"] for row in [*added.values(), *asked.get("added_tokens", [])]]
+        rows = [*added, *value_of(path, asked, "added_tokens", [])]
+        tokens = [row.get("content") if type(row) is dict else row for row in rows]
         for token in [*tokens, *read_json(path.with_name("added_tokens.json"))]:
             if token not in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
                 problem = f"the tokenizer in {path.parent} adds the token {token!r}"
@@ -198,7 +219,7 @@ class Tokenizer(WordPiece):
         return super().__call__(text.lower() if self.lower_first else text)
 
 
-class PooledBert(Bert):
+class FolderBert(Bert):
     """BERT whose vectors are those of [CLS] or the mean, at norm 1 or not, as a folder asks."""
 
     def __init__(self, folder, device="cpu", pooling="mean", normalized=True):
@@ -207,14 +228,11 @@ class PooledBert(Bert):
         self.normalized = normalized
         config = read_config(folder / "config.json")
         tensors = read_weights(folder / "model.safetensors", config)
-        heads = config["num_attention_heads"]
-        super().__init__(tensors, heads, config.get("layer_norm_eps", 1e-12), device)
+        eps = value_of(folder / "config.json", config, "layer_norm_eps", 1e-12)
+        super().__init__(tensors, config["num_attention_heads"], eps, device)
 
     def pool(self, x, real):
-        if self.pooling == "cls":
-            pooled = x[:, 0]
-        else:
-            pooled = (x * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
+        pooled = x[:, 0] if self.pooling == "cls" else mean_over(x, real)
         return F.normalize(pooled, dim=1) if self.normalized else pooled  # (B, E)
 
 
@@ -227,13 +245,13 @@ def read_config(path):
             raise UserError(f"{path}: {key} is {size!r}, not 1 or more: give a BERT encoder")
     if config["hidden_size"] % config["num_attention_heads"]:
         raise UserError(f"{path}: hidden_size is no multiple of num_attention_heads: copy it again")
-    return config
+    return config | dict(type_vocab_size=value_of(path, config, "type_vocab_size", 2))
 
 
 def read_weights(path, config):
     """The tensors of a BERT's model.safetensors by their present names -> dict.
 
-    Raises UserError for one that is missing, or is not what config.json says.
+    Raises UserError for one that is missing, not finite, or not what config.json says.
     """
     found = {}
     for name, tensor in read_tensors(path).items():
@@ -258,7 +276,7 @@ def tensor_shapes(config):
     E, layers, _, wide, tokens, positions = (config[key] for key in SIZES)
     shapes = {
         "embeddings.word_embeddings.weight": [tokens, E],
-        "embeddings.token_type_embeddings.weight": [config.get("type_vocab_size", 2), E],
+        "embeddings.token_type_embeddings.weight": [config["type_vocab_size"], E],
         "embeddings.position_embeddings.weight": [positions, E],
     }
     norms = ["embeddings.LayerNorm"]
@@ -277,18 +295,20 @@ def tensor_shapes(config):
 
 
 def load_encoder(folder, max_tokens=0, device="cpu"):
-    """Read an encoder's folder, as its files say -> (Tokenizer, PooledBert). Raises UserError."""
+    """The encoder of a folder, as its files say -> (FolderWordPiece, FolderBert); UserError."""
     folder, done = read_layout(Path(folder))
     check_files(folder)
-    bert = PooledBert(folder, device, done["pooling"], done["normalized"])
+    bert = FolderBert(folder, device, done["pooling"], done["normalized"])
     places = len(bert.places)
-    most = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    most = most or read_json(folder / "tokenizer_config.json").get("model_max_length") or 256
+    path = folder / "sentence_bert_config.json"
+    most = value_of(path, read_json(path), "max_seq_length", 0)
+    path = folder / "tokenizer_config.json"
+    most = most or value_of(path, read_json(path), "model_max_length", 256)
     most = max_tokens or min(most, places)
     if not 3 <= most <= places:
         problem = f"{folder} takes texts of 3 to {places} tokens, but they would be cut at {most}"
         raise UserError(f"{problem}: give another --max-tokens")
-    tokenizer = Tokenizer(folder, most, done["prompt"])
+    tokenizer = FolderWordPiece(folder, most, done["prompt"])
     if max(tokenizer.vocab.values()) >= len(bert.words):
         raise UserError(f"{folder}/vocab.txt has more tokens than config.json: copy both again")
     return tokenizer, bert
@@ -300,7 +320,7 @@ def load_encoder(folder, max_tokens=0, device="cpu"):
 def embed(settings):
     """Write RUN/embeddings.safetensors and vocabulary.safetensors. Raises UserError."""
     join_processes()
-    data = claim_run(settings)
+    data = claim_run(settings, "sources/bert.py")
     folder = Path(settings.weights)
     tokenizer, bert = load_encoder(folder, settings.max_tokens, pick_device(settings.device))
     files = [file for file in folder.rglob("*") if file.suffix == ".json" or file.name in FILES]

@@ -138,7 +138,7 @@ def embed(settings):
         if not getattr(settings, name):
             raise UserError(f"--{name} is missing: name the folder, as in --{name} {example}")
     device = pick_device(settings.device)
-    data = claim_run(settings)
+    data = claim_run(settings, "sources/lsa.py")
     vectors = lsa(data.texts, settings.width, settings.seed, device)
     save_embeddings(settings, data, vectors, {"name": "lsa"})
 

@@ -249,6 +249,13 @@ def refuses(fails, tiny_data, tmp_path):
     return check
 
 
+def test_another_encoder_is_not_for_this_script(refuses, capsys):
+    refuses(["--weights", "x"], "there is no setting --weights", "--help")
+    with pytest.raises(SystemExit):
+        embed.main(["--help"])
+    assert "sources/bert.py takes another BERT" in " ".join(capsys.readouterr().out.split())
+
+
 def test_settings_that_do_not_belong_together(refuses):
     for option, value in (("--max-tokens", 9), ("--batch-tokens", 9)):
         words = f"{option} changes nothing with --embeddings"

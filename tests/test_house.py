@@ -59,6 +59,14 @@ def test_import_graph(path):
             assert top != "sources" or owner in FOLDERS, (path, name)
 
 
+@pytest.mark.parametrize("path", [*(ROOT / "tools").glob("*.py")], ids=lambda path: path.stem)
+def test_tools_run_without_sources(path):
+    """A tool imports from there within the function that cannot do without, never at its start."""
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert "sources" not in ast.unparse(tree)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_pickle_no_eval_and_no_bare_except(path):
     forbidden = ("torch.save", "torch.load", "np.load", "numpy.load", "eval", "exec")

@@ -10,19 +10,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-# Stands for every stage: writes what it is asked for, and says so
+# Stands for every stage: writes what it is asked for, with the words of its command, and says so
 STAGE = """#!/bin/sh
-script=$1; shift
+words="$*"; script=$1; shift
 case "$*" in *"--model "*) model=$(echo "$*" | sed -E 's/.*--model ([a-z]+).*/\\1/');; esac
 while [ $# -gt 0 ]; do case $1 in --run) run=$2;; esac; shift; done
 case $script in
-  embed.py) file=embeddings.safetensors;;
+  embed.py | sources/bert.py) file=embeddings.safetensors;;
   sae.py) file=intents.jsonl;;
   model.py) file=$model.safetensors;;
   eval.py) file=metrics.json;;
   tools/report.py) file=report.html;;
 esac
-mkdir -p $run; echo made > $run/$file; echo "MADE $run/$file"
+mkdir -p $run; echo "$words" > $run/$file; echo "MADE $run/$file"
 """
 
 
@@ -105,3 +105,28 @@ def test_changed_embeddings_made_elsewhere_are_noticed(project):
     assert len(project(*flags)) == 7 and project(*flags) == []
     (project.folder / "mine.safetensors").write_text("two")
     assert len(project(*flags)) == 7
+
+
+def test_another_encoder(project):
+    """It has no seed, and is noticed wherever in its folder something changes."""
+    sources, encoder = project.folder / "sources", project.folder / "mine"
+    sources.mkdir()
+    (sources / "bert.py").touch()
+    files = ["modules.json", "1_Pooling/config.json"]
+    files += [f"0_Transformer/{file}" for file in ("model.safetensors", "vocab.txt", "config.json")]
+    for file in files:
+        (encoder / file).parent.mkdir(parents=True, exist_ok=True)
+        (encoder / file).touch()
+    flags = ["DATA=data/shopA", "EMBED=sources/bert.py", "EMBED_FLAGS=--weights mine"]
+    assert len(project(*flags)) == 7
+    said = (project.folder / "runs/shopA/embeddings.safetensors").read_text()
+    assert said.startswith("sources/bert.py") and "--weights mine" in said and "--seed" not in said
+    for file in files:
+        assert project(*flags) == []
+        (encoder / file).write_text("changed")
+        assert len(project(*flags)) == 7, file
+    for script in ("embed.py", "sources/bert.py"):
+        (project.folder / script).write_text("# changed")
+        os.utime(project.folder / script, (4e9, 4e9))  # later than all that was made
+        assert len(project(*flags)) == 7, script
+        os.utime(project.folder / script, (1e9, 1e9))

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 
 from embed import fetch_weights, load_encoder
 from sae import SAE, SparseRows, encode_all, item_codes
-from sources import bert as another_bert
 
 TURNED = re.compile(r"^(.*?), (the|an?|l[aeo]s?|il|el|d[aei][rse]|une?)(?= \(|$)")  # Matrix, The
 
@@ -150,16 +149,18 @@ def run_encoder(folder, data, device):
     files = [name for name in made_by if Path(name).suffix in (".json", ".safetensors", ".txt")]
     if not files:
         problem = f"{folder} has embeddings from {made_by['name']}, which embeds no new text"
-        raise UserError(f"{problem}: bring a run whose texts embed.py has encoded")
-    own = meta["settings"].get("weights")  # of sources/bert.py
+        raise UserError(f"{problem}: bring a run made by embed.py or sources/bert.py")
+    given = meta["settings"].get("weights")  # to sources/bert.py, or embed.py as it was once
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
-        weights = Path(own) if own else fetch_weights()
+        weights = Path(given) if given else fetch_weights()
     for name in files:
         path = weights / name
         if not path.is_file() or file_hash(path) != made_by[name]:
             problem = f"{path} is not there, or not what {folder} was embedded with"
             raise UserError(f"{problem}: bring that back, or run all stages again")
-    load = another_bert.load_encoder if own else load_encoder
+    load = load_encoder
+    if given:
+        from sources.bert import load_encoder as load  # tools/ does without sources/ otherwise
     return load(weights, made_by["max_tokens"], device)
 
 

@@ -40,7 +40,7 @@ def test_a_cased_tokenizer(tmp_path):
     folder = write_weights(tmp_path)[0]
 
     def pieces(text):
-        return " ".join(VOCAB[i] for i in bert.Tokenizer(folder)(text)[1:-1])
+        return " ".join(VOCAB[i] for i in bert.FolderWordPiece(folder)(text)[1:-1])
 
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert pieces("The the café") == "[UNK] the [UNK]"
@@ -150,7 +150,7 @@ def test_lower_case_before_the_tokenizer(tmp_path):
     folder = write_weights(tmp_path, vocab=vocab)[0]
 
     def pieces(text):
-        return " ".join(vocab[i] for i in bert.Tokenizer(folder)(text)[1:-1])
+        return " ".join(vocab[i] for i in bert.FolderWordPiece(folder)(text)[1:-1])
 
     assert pieces("ΟΔΟΣ ΌΔΟΣ The") == "οδοσ οδοσ the"
     write_json(folder / "sentence_bert_config.json", {"do_lower_case": True})
@@ -205,6 +205,7 @@ WRONG_CONFIGS = [
 
 def test_wrong_weights(refuses, tmp_path):
     weights, arguments = tmp_path / "weights", ["--max-tokens", 16, "--weights", tmp_path / "weights"]
+    refuses([], "--weights is missing", "FOLDER")
     refuses(arguments, weights, "has no model.safetensors")
     for file in embed.FILES:
         write_weights(weights)
@@ -280,6 +281,17 @@ NOT_DONE = [  # a file of the folder, what it holds, words of the refusal
     ("tokenizer.json", pipeline("pre_tokenizer", type="Metaspace"), ["pre_tokenizer: type is 'Metaspace'"]),
     ("tokenizer.json", pipeline("model", continuing_subword_prefix="@@"), ["continuing_subword_prefix is '@@'"]),
     ("tokenizer.json", pipeline("model", vocab={"[PAD]": 0}), ["has other tokens than vocab.txt"]),
+    ("tokenizer.json", {"normalizer": {}}, ["has other tokens than vocab.txt"]),
+    ("tokenizer.json", {"model": ["WordPiece"]}, ["model is ['WordPiece'], not of type dict"]),
+    ("tokenizer.json", PIPELINE | {"added_tokens": ["[D]"]}, ["adds the token '[D]'"]),
+    ("tokenizer_config.json", {"do_lower_case": "no"}, ["do_lower_case is 'no', not of type bool"]),
+    ("tokenizer_config.json", {"model_max_length": 12.0}, ["model_max_length is 12.0, not of type int"]),
+    ("sentence_bert_config.json", {"max_seq_length": "16"}, ["max_seq_length is '16', not of type int"]),
+    ("config.json", CONFIG | {"layer_norm_eps": "small"}, ["layer_norm_eps is 'small', not of type float"]),
+    ("config.json", CONFIG | {"type_vocab_size": "2"}, ["type_vocab_size is '2', not of type int"]),
+    ("config_sentence_transformers.json", {"prompts": ["a"]}, ["prompts is ['a'], not of type dict"]),
+    ("config_sentence_transformers.json", {"default_prompt_name": 1}, ["default_prompt_name is 1"]),
+    ("modules.json", [1, {"type": None, "path": ""}], ["asks for nothing"]),
     ("adapter_config.json", {"peft_type": "LORA"}, ["asks for an adapter", "merge it"]),
 ]
 
@@ -301,7 +313,8 @@ def test_what_is_done_is_not_refused(tmp_path):
     write_json(folder / "tokenizer_config.json", config | {"added_tokens_decoder": {"1": token}})
     write_json(folder / "special_tokens_map.json", {"cls_token": "[CLS]", "mask_token": "[MASK]"})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": None, "model_args": {}})
-    write_json(folder / "tokenizer.json", PIPELINE)
+    write_json(folder / "tokenizer.json", PIPELINE | {"added_tokens": None})
+    write_json(folder / "config.json", CONFIG | {"type_vocab_size": None})
     assert torch.equal(vectors_of(folder), vectors)
 
 

@@ -8,7 +8,7 @@ import pytest
 from saerec import HERE
 
 
-@pytest.mark.parametrize("name", ["amazon", "movielens", "tables", "planted", "lsa"])
+@pytest.mark.parametrize("name", ["amazon", "movielens", "tables", "planted", "lsa", "bert"])
 def test_script(name, tmp_path):
     script = HERE / "sources" / f"{name}.py"
     help = subprocess.run(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import embed
 import model as recommender
 import saerec
 import sae as autoencoder
@@ -16,7 +17,7 @@ from eval import history_state, load_model, read_intents, recommend
 from model import MODELS, Reasons, model_scores
 from sae import SparseRows, load_intents
 from sources import bert
-from test_embed import write_weights
+from test_embed import needs_weights, write_weights
 from tools import asked
 from tools import recommend as tool
 
@@ -530,9 +531,24 @@ def test_fetching_the_encoder_leaves_stdout_alone(encoded_run, tmp_path, monkeyp
     assert got.out == "" and "fetching" in got.err
 
 
+@needs_weights
+def test_a_text_is_embedded_as_the_run_was(encoded_run, tiny_data, tmp_path):
+    """By embed.py's encoder, by another, and by another in a run of an earlier version."""
+    assert embed.main(["--data", str(tiny_data), "--run", str(tmp_path / "minilm")]) == 0
+    older = copy_run(encoded_run, tmp_path / "older", "embeddings.safetensors")
+    tensors, meta = saerec.load_artifact(older / "embeddings.safetensors", "")
+    meta["settings"] |= dict(embeddings="", max_tokens=0)
+    saerec.write_artifact(older / "embeddings.safetensors", tensors, meta)
+    for run in (tmp_path / "minilm", encoded_run, older):
+        data = saerec.run_dataset(run)
+        stored = saerec.load_artifact(run / "embeddings.safetensors", "")[0]["embeddings"]
+        encoder = asked.run_encoder(run, data, "cpu")
+        torch.testing.assert_close(embed.encode(data.texts[:3], *encoder), stored[:3])
+
+
 def test_texts_that_cannot_be_read(encoded_run, tiny_run, tmp_path, fails):
     text = ["--text", "a thing", "--device", "cpu"]
-    fails(tool.main, ["--run", tiny_run, *text], "embeddings from provided", "embed.py has encoded")
+    fails(tool.main, ["--run", tiny_run, *text], "embeddings from provided", "made by embed.py or")
     for name in ("saerec", "sasrec"):
         command = ["--run", tiny_run, *text, "--user", "u3", "--model", name]
         fails(tool.main, command, f"--model grounded alone, not {name}")
