@@ -486,7 +486,7 @@ def read_sequences(path, digest):
         if user in sequences:
             raise UserError(f"{where}: user {user!r} has a line already: merge them")
         try:
-            for name in {user, *items} - known.keys():
+            for name in sorted({user, *items} - known.keys()):  # the same one is named every time
                 check_id(name)
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
@@ -534,7 +534,7 @@ def keep_texts(path, digest, sequences, held_out, index):
         halves += text != given
         if title:
             named[item] = title
-        elif text and not user:
+        elif text.strip() and not user:
             described.setdefault(item, " ".join(text.split())[:70])
         reviews += bool(user)
         if user and item not in had.setdefault(user, frozenset(sequences.get(user, ()))):

@@ -2,9 +2,11 @@
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -252,12 +254,21 @@ def test_an_item_keeps_its_title_whatever_comes_after(tmp_path):
     """A title, else the first description, else the id; a review does not name an item."""
     rows = [
         dict(item="a", text="tall", title="Lighthouse"), dict(item="a", text="white"),
-        dict(item="b", text="a red  boat"), dict(item="b", text="small"),
+        dict(item="b", text=" "), dict(item="b", text="a red  boat"), dict(item="b", text="small"),
         dict(item="c", text="so-so", user="ann"),
     ]  # fmt: skip
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     data = saerec.load_dataset(write_folder(tmp_path / "d", "ann c a b d e\n", lines))
     assert data.titles[1:] == ["Lighthouse", "a red boat", "item c", "item d", "item e"]
+
+
+def test_of_several_bad_ids_the_same_one_is_named(tmp_path):
+    """Not the one that a set happens to give first, which differs from process to process."""
+    missing = sorted(saerec.MISSING - {""})
+    for ids in itertools.combinations(missing, 4):
+        folder = write_folder(tmp_path, f"ann a {' '.join(ids)}\n", text("a"))
+        with pytest.raises(saerec.UserError, match=re.escape(f"id {ids[0]!r} is a missing value")):
+            saerec.load_dataset(folder)
 
 
 @pytest.mark.parametrize("done, shown", [(1_234_567, "1,234,567/2,000,000"), (0.25, "0.25/")])
