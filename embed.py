@@ -1,4 +1,4 @@
-"""Turn the texts of a dataset into vectors: a sentence encoder in plain torch.
+"""Turn the texts of a dataset into vectors, by a sentence encoder in plain torch; and into words.
 
     python embed.py --data data/ml-100k --run runs/ml-100k                     all-MiniLM-L6-v2
     python embed.py --data data/ml-100k --run runs/ml-100k --embeddings FILE   made elsewhere
@@ -19,6 +19,8 @@ library stays with Unicode 8 and takes later marks for letters.
 import collections
 import dataclasses
 import functools
+import itertools
+import os
 import re
 import string
 import sys
@@ -269,7 +271,7 @@ def encode(texts, tokenizer, bert, batch_tokens=4096):
     return sum_over_processes(vectors)
 
 
-# Words that may name an intent
+# Words, some of which name an intent
 
 STOP_WORDS = frozenset(
     """a about after all also am an and any are as at be been but by can could did do does for from
@@ -310,6 +312,46 @@ def terms_of(text):
             terms |= {word, f"{before}{gap}{word}".strip()}
             before = word
     return terms
+
+
+def alike(term, other):
+    """Whether two terms share a word or a stem, as bird and birds, war film and space war.
+
+    Of ideographs, whether one term is part of the other.
+    """
+    if IDEOGRAPHS.match(term) and (term in other or other in term):
+        return True
+    return any(same_stem(*pair) for pair in itertools.product(term.split(), other.split()))
+
+
+def same_stem(one, two):
+    """Whether two words differ by a final s alone, or begin alike for long, as west and western."""
+    shared = len(os.path.commonprefix([one, two]))
+    return one.rstrip("s") == two.rstrip("s") or shared >= max(4, len(one) - 3, len(two) - 3)
+
+
+def distinct(terms, count):
+    """The first terms, at most so many, that say something new -> list of str; no mere numbers."""
+    chosen = []
+    for term in terms:
+        if len(chosen) == count:
+            break
+        new = not any(alike(term, other) for other in chosen)
+        if new and any(map(str.isalpha, term)):
+            chosen.append(term)
+    return chosen
+
+
+def whole_phrases(terms, times, share=0.9):
+    """Yield the terms; for a word that is nearly always said within one phrase, that phrase.
+
+    times: {term: how often it is said}, of the terms and of what they may be part of.
+    """
+    for term in terms:
+        least = share * times[term]
+        frequent = [p for p in times if times[p] >= least and p != term]
+        whole = [p for p in frequent if term in p.split() or (IDEOGRAPHS.match(term) and term in p)]
+        yield max(whole, key=times.get, default=term)
 
 
 def name_candidates(texts, most=20_000):

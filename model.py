@@ -360,7 +360,7 @@ class Grounded(SASRec):
 
         Summed item by item over its few intents, for all positions at once.
         """
-        return self.codes.weighted_sums((self.settings.match * r).T.contiguous()).T
+        return self.codes.mix((self.settings.match * r).T.contiguous()).T
 
     def scores(self, state, table):
         """Equation (12)."""

@@ -29,8 +29,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import math
-import os
+import itertools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -45,9 +44,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from embed import IDEOGRAPHS, terms_of
+from embed import distinct, terms_of, whole_phrases
 
-GAO = "Gao et al. 2024"
 SMALL = 64  # up to so many latents per active one the dense gradient is the cheaper
 MOST_TEXTS = 0.5  # what more texts say is boilerplate, and names nothing
 SAID_BY = 0.25  # share of an intent's texts, by codes squared, that say a word of its name
@@ -63,7 +61,7 @@ class SaeSettings(StageSettings):
     lr: float = setting(3e-4, "Adam's learning rate, falling to 0 over the last fifth", low=0)
     noise: float = setting(1.0, "norm of the noise on x in training; that of x is 1", low=0)
     auxk: int = setting(64, "dead latents that rebuild the residual; 0: none", low=0)
-    auxk_weight: float = setting(1 / 32, "weight of auxk", origin=GAO, low=0)
+    auxk_weight: float = setting(1 / 32, "weight of auxk", origin="Gao et al. 2024", low=0)
     dead_after: float = setting(2.0, "a latent is dead if silent so long", unit="passes", low=0)
     held_out: float = setting(0.1, "share of texts to measure on only", low=0.01, high=0.5)
     min_items: int = setting(5, "an intent fires on at least so many items", low=1)
@@ -151,14 +149,13 @@ class SAE(torch.nn.Module):
         """
         x = x - self.b_dec
         K = int(self.active)
-        if torch.is_grad_enabled() and len(self.W_enc) <= SMALL * K:
+        dense = torch.is_grad_enabled() and len(self.W_enc) <= SMALL * K
+        with torch.set_grad_enabled(dense):
             values, chosen = (x @ self.W_enc.T + self.b_enc).topk(K)  # (B, K) each
-            return Codes(values.relu(), chosen)
-        with torch.no_grad():
-            chosen = (x @ self.W_enc.T + self.b_enc).topk(K).indices  # (B, K)
-        rows = F.embedding(chosen, self.W_enc)  # (B, K, E)
-        bias = F.embedding(chosen, self.b_enc[:, None])[:, :, 0]  # (B, K)
-        values = torch.bmm(rows, x[:, :, None])[:, :, 0] + bias
+        if not dense:
+            rows = F.embedding(chosen, self.W_enc)  # (B, K, E)
+            bias = F.embedding(chosen, self.b_enc[:, None])[:, :, 0]  # (B, K)
+            values = torch.bmm(rows, x[:, :, None])[:, :, 0] + bias
         return Codes(values.relu(), chosen)
 
     def decode(self, codes):
@@ -333,8 +330,7 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
     for step, chosen in enumerate(batches, 1):
         if step % 10 == 1:  # not in every step, since to count them a GPU must be waited for
             dead = sae.dead(seen, patience).nonzero()[:, 0]
-        for group in optimizer.param_groups:
-            group["lr"] = s.lr * min(1.0, 5 * (1 - (step - 1) / s.steps))
+        optimizer.param_groups[0]["lr"] = s.lr * min(1.0, 5 * (1 - (step - 1) / s.steps))
         noise = torch.randn(len(chosen), E, generator=random) * s.noise / E**0.5
         mine = slice(process, None, processes)
         x = sae.standardize(embeddings[train[chosen[mine]]].to(device))
@@ -345,7 +341,7 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
         if step < s.steps:
             progress.show(before + step)
         if step % max(s.steps // 20, 1) == 0 or step == s.steps:
-            if not math.isfinite(loss):
+            if not loss.isfinite():
                 raise FloatingPointError(f"the loss of SAE step {step} is {loss}: lower --lr")
             fvu, l0 = measure(sae, test)
             silent = sae.dead(seen, patience).float().mean().item()
@@ -374,9 +370,7 @@ def train_sae(embeddings, held_out, settings, Model=SAE):
     if s.batch < process_of()[1]:
         raise UserError(f"--batch {s.batch} cannot be shared by all processes: raise it")
     more = dataclasses.replace(s, steps=max(s.steps // 4, 1))
-    total = s.members * s.steps
-    if s.members > 1:
-        total += more.steps
+    total = s.members * s.steps + (more.steps if s.members > 1 else 0)
     untrained = Model(s.latents, s.active, embeddings.shape[1], s.seed)
     untrained.fit_scale(embeddings, train)
     if not untrained.scale > 0:
@@ -421,8 +415,7 @@ class SparseRows:
 
     def rows_of_cells(self):
         """The row of each cell -> int64 [cells]."""
-        count = self.indptr.diff()
-        return torch.arange(len(count), device=count.device).repeat_interleave(count)
+        return torch.repeat_interleave(self.indptr.diff())
 
     @functools.cached_property
     def transposed(self):
@@ -458,12 +451,6 @@ class SparseRows:
         """Matrix product: row i is sum_j value_ij table_j; table [columns, D] -> [rows, D]."""
         return MixRows.apply(table, self)
 
-    def weighted_sums(self, table):
-        """`mix` without a gradient."""
-        start = self.indptr[:-1].to(self.indices.dtype)
-        options = dict(per_sample_weights=self.values, mode="sum")
-        return F.embedding_bag(self.indices, table, start, **options)
-
 
 def cell_bounds(count):
     """Where the cells of each row begin and end, from how many it has, [n] -> int64 [n+1]."""
@@ -479,11 +466,13 @@ class MixRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table, matrix):
         ctx.matrix = matrix
-        return matrix.weighted_sums(table)
+        start = matrix.indptr[:-1].to(matrix.indices.dtype)
+        options = dict(per_sample_weights=matrix.values, mode="sum")
+        return F.embedding_bag(matrix.indices, table, start, **options)
 
     @staticmethod
     def backward(ctx, grad):
-        return ctx.matrix.transposed.weighted_sums(grad.contiguous()), None
+        return ctx.matrix.transposed.mix(grad.contiguous()), None
 
 
 def item_codes(codes, text_item, items, intent_of_latent):
@@ -497,8 +486,7 @@ def item_codes(codes, text_item, items, intent_of_latent):
     carried = (intent >= 0) & (codes.values > 0)
     item = text_item[carried.nonzero()[:, 0]]
     cell, place = (item * intents + intent[carried]).unique(return_inverse=True)
-    sums = torch.zeros(len(cell), dtype=torch.float64)
-    sums.index_add_(0, place, codes.values[carried].double())
+    sums = torch.bincount(place, codes.values[carried].double(), len(cell))
     row = cell // intents
     values = (sums / torch.bincount(text_item)[row]).float()
     bounds = cell_bounds(torch.bincount(row, minlength=items + 1))
@@ -508,55 +496,16 @@ def item_codes(codes, text_item, items, intent_of_latent):
 # Names
 
 
-def alike(term, other):
-    """Whether two terms share a word or a stem, as bird and birds, western and west.
-
-    Of ideographs, whether one term is part of the other.
-    """
-    if IDEOGRAPHS.match(term) and (term in other or other in term):
-        return True
-    for one in term.split():
-        for two in other.split():
-            shared = len(os.path.commonprefix([one, two]))
-            if one.rstrip("s") == two.rstrip("s") or shared >= max(4, len(one) - 3, len(two) - 3):
-                return True
-    return False
-
-
-def distinct(terms, count):
-    """The first terms, at most so many, that say something new -> list of str; no mere numbers."""
-    chosen = []
-    for term in terms:
-        if len(chosen) == count:
-            break
-        new = not any(alike(term, other) for other in chosen)
-        if new and any(map(str.isalpha, term)):
-            chosen.append(term)
-    return chosen
-
-
-def whole_phrases(terms, times, share=0.9):
-    """Yield the terms; for a word that is nearly always said within one phrase, that phrase.
-
-    times: {term: how often it is said}, of the terms and of what they may be part of.
-    """
-    for term in terms:
-        least = share * times[term]
-        frequent = [p for p in times if times[p] >= least and p != term]
-        whole = [p for p in frequent if term in p.split() or (IDEOGRAPHS.match(term) and term in p)]
-        yield max(whole, key=times.get, default=term)
-
-
 def count_terms(texts, least=3):
-    """Terms of at least `least` texts -> (their names, SparseRows [N, terms] of ones)."""
+    """Terms of at least `least` texts -> ({term: its number}, SparseRows [N, terms] of ones)."""
     found = [sorted(terms_of(text)) for text in texts]
     count = collections.Counter(term for terms in found for term in terms)
-    names = [term for term, texts in count.items() if texts >= least]
-    number = {term: n for n, term in enumerate(names)}
+    common = [term for term, texts in count.items() if texts >= least]
+    number = {term: n for n, term in enumerate(common)}
     found = [[number[term] for term in terms if term in number] for terms in found]
     indices = torch.tensor([term for terms in found for term in terms], dtype=torch.int32)
     bounds = cell_bounds(torch.tensor([len(terms) for terms in found]))
-    return names, SparseRows(bounds, indices, torch.ones(len(indices)), len(names))
+    return number, SparseRows(bounds, indices, torch.ones(len(indices)), len(number))
 
 
 def mutual_information(both, term, active, total):
@@ -573,7 +522,7 @@ def mutual_information(both, term, active, total):
 
 
 def find_keywords(names, both, frequency, active, total, count):
-    """The terms that best tell an intent's texts from the others -> {term number: log odds}.
+    """The terms that best tell an intent's texts from the others -> {term: log odds}.
 
     both: int64 [terms], its training texts with each term; frequency: the same of all `total`;
     active: how many are its. Only terms more frequent in its texts count, none that most texts
@@ -582,16 +531,13 @@ def find_keywords(names, both, frequency, active, total, count):
     telling = (both * total > frequency * active) & (frequency < MOST_TEXTS * total)
     candidates = np.nonzero((both >= 2) & telling)[0]
     mi = mutual_information(both[candidates], frequency[candidates], active, total)
-    order = candidates[np.lexsort((candidates, -mi))]
-    number = {names[term]: term for term in order[: 20 * count].tolist()}
-    times = {name: both[term] for name, term in number.items()}
-    odds = {}
-    for name in distinct(whole_phrases(number, times), count):
-        term = number[name]
-        inside = (both[term] + 0.5) / (active + 1)
-        outside = (frequency[term] - both[term] + 0.5) / (total - active + 1)
-        odds[term] = float(np.log(inside / outside))
-    return odds
+    best = candidates[np.argsort(-mi, kind="stable")][: 20 * count]
+    inside = (both[best] + 0.5) / (active + 1)
+    outside = (frequency[best] - both[best] + 0.5) / (total - active + 1)
+    terms = [names[n] for n in best]
+    odds = dict(zip(terms, np.log(inside / outside).tolist()))
+    times = dict(zip(terms, both[best]))
+    return {term: odds[term] for term in distinct(whole_phrases(terms, times), count)}
 
 
 def auroc(scores, positive):
@@ -599,12 +545,12 @@ def auroc(scores, positive):
 
     scores: [n]; positive: bool [n].
     """
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]  # 1-based, ties share their mean
-    n = positive.sum()
-    if n == 0 or n == len(positive):
+    own = scores[positive]
+    others = np.sort(scores[~positive])
+    if not len(own) or not len(others):
         return None
-    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
+    twice = np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")
+    return float(twice.sum() / (2 * len(own) * len(others)))
 
 
 def label_of(words, others, taken, latent):
@@ -614,12 +560,10 @@ def label_of(words, others, taken, latent):
     others must do.
     """
     least = max(len(words), 1)
-    words = distinct([*words, *others], 3) or [f"latent {latent}"]
-    for n in range(least, len(words) + 1):
-        label = ", ".join(words[:n])
-        if label not in taken:
-            return label
-    return f"{label} ({latent})"
+    words = distinct(itertools.chain(words, others), 3) or [f"latent {latent}"]
+    labels = [", ".join(words[:n]) for n in range(least, len(words) + 1)]
+    free = (label for label in labels if label not in taken)
+    return next(free, f"{labels[-1]} ({latent})")
 
 
 def words_by_meaning(centers, spread, vectors, most=200):
@@ -671,19 +615,19 @@ class Corpus:
 
     @functools.cached_property
     def terms(self):
-        """Terms of 3 texts at least -> (their names, SparseRows [N, terms] of ones)."""
+        """Terms of 3 texts at least -> ({term: its number}, SparseRows [N, terms] of ones)."""
         return count_terms(self.data.texts)
 
-    def meaning_auroc(self, label, texts, fires):
-        """How well the cosine with a label tells texts, int64 [n], that fire, bool [n] -> AUROC.
+    def meaning_auroc(self, label, x, fires):
+        """How well the cosine with a label tells texts that fire, bool [n], from others -> AUROC.
 
-        None if none of its words has a vector, or without both.
+        x: the texts' embeddings of norm 1, [n, E]. None if none of the label's words has a vector,
+        or without both.
         """
         words = label.split(" (")[0].split(", ")  # without what tells equal labels apart
         known = [self.words[word] for word in words if word in self.words]
         if not known:
             return None
-        x = F.normalize(self.embeddings[texts], dim=1)
         return auroc((x @ self.word_vectors[known].mean(0)).numpy(), fires)
 
 
@@ -694,13 +638,14 @@ class Intents(NamedTuple):
     codes: SparseRows  # [V+1, J]
 
 
-def build_library(sae, codes, support, corpus, settings):
+def build_library(vectors, codes, support, corpus, settings):
     """Select intents among the latents, name and measure them.
 
-    codes: of N texts; support: int64 [M], see `consensus`. -> (Intents, latent of each int32 [J],
-    rows of intents.jsonl). Raises UserError if no latent is an intent.
+    vectors: of the latents, [M, E]; codes: of N texts; support: int64 [M], see `consensus`.
+    -> (tensors of intents.safetensors, rows of intents.jsonl). Raises UserError if no latent is an
+    intent.
     """
-    M = len(sae.W_dec)
+    M = len(vectors)
     fires = codes.values > 0  # (N, K)
     by_text = SparseRows(cell_bounds(fires.sum(1)), codes.latents[fires], codes.values[fires], M)
     by_latent = by_text.transposed  # (M, N)
@@ -717,8 +662,12 @@ def build_library(sae, codes, support, corpus, settings):
     number[kept] = torch.arange(len(kept))
     item_code = item_codes(codes, text_item, len(corpus.data.items) - 1, number)
     rows = describe_intents(kept, by_latent, item_code, corpus, settings)
-    rows = [row | dict(support=int(support[row["latent"]])) for row in rows]
-    return Intents(sae.W_dec.detach()[kept], item_code), kept.int(), rows
+    support = support[kept].int()
+    rows = [row | dict(support=others) for row, others in zip(rows, support.tolist())]
+    tensors = dict(vectors=vectors[kept], latent=kept.int(), support=support)
+    tensors["is_intent"] = torch.ones(len(kept), dtype=torch.bool)
+    cells = dict(indptr=item_code.indptr, indices=item_code.indices, values=item_code.values)
+    return tensors | cells, rows
 
 
 def describe_intents(latents, by_latent, item_code, corpus, settings):
@@ -731,8 +680,9 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
     """
     data = corpus.data
     test = corpus.held_out.nonzero()[:, 0]
-    names, terms = corpus.terms
+    number, terms = corpus.terms
     test_terms = terms.gather(test)
+    x = F.normalize(corpus.embeddings[test], dim=1)
     previous = None  # the scores of the intent before
     rows = []
     named = name_intents(latents, by_latent, corpus, settings.keywords)
@@ -741,21 +691,23 @@ def describe_intents(latents, by_latent, item_code, corpus, settings):
         texts, strength = by_latent.row(latent)
         strongest = dict.fromkeys(data.texts[t] for t in sort_by(texts, strength))  # each once
         items = sort_by(*item_code.transposed.row(intent))
-        row = dict(intent=intent, latent=latent, label=label, keywords=[names[n] for n in odds])
+        row = dict(intent=intent, latent=latent, label=label, keywords=list(odds))
         row |= dict(texts=list(strongest)[:5], items=[data.items[v] for v in items[:5]])
         fires = torch.isin(test, texts).numpy()
         row |= dict(density=len(texts) / len(data.texts), detection_texts=int(fires.sum()))
-        score = test_terms.weighted_sums(odds_column(odds, len(names)))[:, 0].numpy()
+        weight = torch.zeros(len(number), 1)
+        weight[[number[term] for term in odds], 0] = torch.tensor(list(odds.values()))
+        score = test_terms.mix(weight)[:, 0].numpy()
         row["detection_auroc"] = auroc(score, fires)
         row["permuted_auroc"] = None if previous is None else auroc(previous, fires)
-        row["meaning_auroc"] = corpus.meaning_auroc(label, test, fires)
+        row["meaning_auroc"] = corpus.meaning_auroc(label, x, fires)
         rows.append(row)
         previous = score
     return rows
 
 
 def name_intents(latents, by_latent, corpus, count):
-    """Yield each intent's label and keywords: (str, {term number: log odds}).
+    """Yield each intent's label and keywords: (str, {term: log odds}).
 
     latents: int64 [J]; by_latent: SparseRows [M, N]; count: keywords at most. Which terms there are
     is told by all texts, which ones name an intent by training texts alone.
@@ -763,8 +715,8 @@ def name_intents(latents, by_latent, corpus, count):
     train = ~corpus.held_out
     fired = [by_latent.row(latent) for latent in latents.tolist()]
     fired = [(texts[train[texts]], codes[train[texts]]) for texts, codes in fired]
-    names, terms = corpus.terms
-    number = {name: n for n, name in enumerate(names)}
+    number, terms = corpus.terms
+    names = list(number)
     frequency = terms.gather(train.nonzero()[:, 0]).column_counts().numpy()
     total = int(train.sum())
     known = [word for word in corpus.words if word in number]
@@ -776,15 +728,14 @@ def name_intents(latents, by_latent, corpus, count):
         both = cells.column_counts().numpy()
         active = max(len(own), 1)  # it may fire on held-out texts alone
         odds = find_keywords(names, both, frequency, active, total, count)
-        keywords = [names[n] for n in odds]
         share = weighted_share(cells, codes.square()).numpy()
         near = [known[row] for row in words[intent].tolist()]
-        times = {word: share[number[word]] for word in [*near, *keywords]}
+        times = {term: share[number[term]] for term in [*near, *odds]}
         shares = {word: (times[word], frequency[number[word]] / total) for word in near}
-        ranked = name_words(dict(zip(near, scores[intent].tolist())), shares) or keywords
+        ranked = name_words(dict(zip(near, scores[intent].tolist())), shares) or list(odds)
         common = [word for word in ranked if times[word] >= SAID_BY]
         common = distinct(whole_phrases(common, times), 2)
-        others = whole_phrases([*ranked, *keywords], times)
+        others = whole_phrases([*ranked, *odds], times)
         label = label_of(common, others, taken, int(latents[intent]))
         taken.add(label)
         yield label, odds
@@ -809,25 +760,9 @@ def meanings(corpus, own_texts, words):
     return words_by_meaning(centers.nan_to_num(), x.T.cov(), vectors)
 
 
-def odds_column(odds, terms):
-    """{term number: log odds} as a column [terms, 1]."""
-    column = torch.zeros(terms, 1)
-    column[list(odds), 0] = torch.tensor(list(odds.values()))
-    return column
-
-
 def sort_by(numbers, values):
     """Numbers int64 [n] in the order of their values, largest first -> list."""
     return numbers[values.argsort(descending=True, stable=True)].tolist()
-
-
-def save_intents(folder, intents, latent, support, settings, data, made_from):
-    """Write RUN/intents.safetensors; latent, support: int32 [J]; made_from: paths of artifacts."""
-    codes = intents.codes
-    tensors = dict(vectors=intents.vectors, latent=latent, is_intent=torch.ones(len(latent)).bool())
-    tensors["support"] = support
-    tensors |= dict(indptr=codes.indptr, indices=codes.indices, values=codes.values)
-    save_artifact(folder / "intents.safetensors", tensors, settings, data.hash, made_from)
 
 
 def load_intents(folder, data, device="cpu"):
@@ -872,12 +807,11 @@ def train(settings):
     print(f"{texts}, {settings.latents} latents, {settings.members} x {settings.steps} steps")
     sae, support, log = train_sae(corpus.embeddings, corpus.held_out, settings)
     codes = encode_all(sae, corpus.embeddings)
-    intents, latent, rows = build_library(sae, codes, support, corpus, settings)
+    tensors, rows = build_library(sae.W_dec.detach(), codes, support, corpus, settings)
     source = folder / "embeddings.safetensors"
     path = folder / "sae.safetensors"
     save_artifact(path, sae.state_dict(), settings, corpus.data.hash, [source])
-    support = support[latent.long()].int()
-    save_intents(folder, intents, latent, support, settings, corpus.data, [path])
+    save_artifact(folder / "intents.safetensors", tensors, settings, corpus.data.hash, [path])
     write_rows(folder / "intents.jsonl", rows)
     write_table(folder / "sae_log.csv", log)
     some = "; ".join(row["label"] for row in rows[:5])

@@ -126,7 +126,7 @@ class Likeness(NamedTuple):
 
     def sum(self, weights):
         """sum_t weight_tb <x_t, x_v> for all v: weights [V+1, B] -> [V+1, B]."""
-        return self.rows.weighted_sums(self.rows.transposed.weighted_sums(weights))
+        return self.rows.mix(self.rows.transposed.mix(weights))
 
 
 class DenseLikeness(NamedTuple):
@@ -266,7 +266,7 @@ class SASRecWithText(SASRec):
     needs_intents = True
 
     def add_parameters(self, data, intents):
-        self.texts = intents.codes.weighted_sums(intents.vectors)  # (V+1, E)
+        self.texts = intents.codes.mix(intents.vectors)  # (V+1, E)
         self.project = torch.nn.Linear(self.texts.shape[1], self.settings.width, bias=False)  # P
 
     def start_ids(self):

@@ -16,7 +16,6 @@ judgement see studies/rate.py. J* are the true intents.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
@@ -46,12 +45,6 @@ class InterpretSettings(StageSettings):
 
 
 # Labels
-
-
-class Directions(NamedTuple):
-    """What `build_library` asks of an SAE."""
-
-    W_dec: torch.Tensor  # float32 [J, E]
 
 
 def label_scores(rows, key="detection_auroc"):
@@ -88,7 +81,7 @@ def cluster_labels(run, clusters, seed):
     settings = dataclasses.replace(run.settings, latents=min(clusters, len(x)), seed=seed)
     vectors, codes = rival("kmeans", x, settings)
     all_others = torch.full((len(vectors),), settings.members)
-    return build_library(Directions(vectors), codes, all_others, run.corpus, settings)[2]
+    return build_library(vectors, codes, all_others, run.corpus, settings)[1]
 
 
 def measure_labels(run, rows, seed):

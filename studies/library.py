@@ -59,13 +59,13 @@ def train_library(corpus, settings, Model):
     """Train and name a library -> (vectors [J, E], dict of its scores)."""
     sae, support, _ = train_sae(corpus.embeddings, corpus.held_out, settings, Model)
     codes = encode_all(sae, corpus.embeddings)
-    intents, _, rows = build_library(sae, codes, support, corpus, settings)
+    tensors, rows = build_library(sae.W_dec.detach(), codes, support, corpus, settings)
     scores = dict(fvu=measure(sae, corpus.embeddings[corpus.held_out])[0], kept=len(rows))
     for key in ("detection_auroc", "permuted_auroc", "meaning_auroc"):
         found = label_scores(rows, key)
         if "median" in found:
             scores |= {f"{key}_median": found["median"], f"{key}_above_08": found["above_08"]}
-    return intents.vectors, scores
+    return tensors["vectors"], scores
 
 
 def mean_of(dicts):

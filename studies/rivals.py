@@ -261,9 +261,7 @@ def sae_library(kind, run, seed):
     Model = L1SAE if kind == "l1" else SAE
     sae, support, settings = train_other(run, SAE_CHANGES[kind], seed, Model)
     codes = encode_all(sae, run.embeddings)
-    intents, latent, rows = build_library(sae, codes, support, run.corpus, settings)
-    found_by = support[latent.long()].int()
-    return library(*intents) | dict(latent=latent, support=found_by), rows
+    return build_library(sae.W_dec.detach(), codes, support, run.corpus, settings)
 
 
 def build_rival(kind, run, folder, seed):

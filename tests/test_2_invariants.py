@@ -752,7 +752,8 @@ def test_an_intent_is_found_by_half_of_the_others(tiny_run):
 
     def found(support, **more):
         changed = dataclasses.replace(settings, **more)
-        return sae.build_library(net, codes, support, corpus, changed)[1].tolist()
+        vectors = net.W_dec.detach()
+        return sae.build_library(vectors, codes, support, corpus, changed)[0]["latent"].tolist()
 
     everyone = found(torch.full((16,), 3))
     support = torch.arange(16) % 4
@@ -776,7 +777,7 @@ def test_words_of_the_encoder_name_intents(tiny_run):
     net = sae.SAE(16, 3, 8)
     net.load_state_dict(saerec.load_artifact(tiny_run / "sae.safetensors", "")[0])
     codes = sae.encode_all(net, corpus.embeddings)
-    rows = sae.build_library(net, codes, torch.ones(16), corpus, settings)[2]
+    rows = sae.build_library(net.W_dec.detach(), codes, torch.ones(16), corpus, settings)[1]
     assert len({row["label"] for row in rows}) == len(rows) > 3
     labels = [set(row["label"].split(" (")[0].split(", ")) for row in rows]
     assert all(label <= {*words, *row["keywords"]} for label, row in zip(labels, rows))

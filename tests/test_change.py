@@ -140,8 +140,9 @@ def test_other_intents(tmp_path, tiny_run):
     ones = torch.ones(len(item))
     codes = sae.SparseRows(sae.cell_bounds(dense.sum(1)), topic.int(), ones, 3)
     settings = sae.SaeSettings(run=str(run))
-    made_from = [run / "embeddings.safetensors"]
-    intents = sae.Intents(torch.eye(3, 8), codes)
-    latent = torch.arange(3).int()
-    sae.save_intents(run, intents, latent, torch.zeros(3).int(), settings, data, made_from)
+    tensors = dict(vectors=torch.eye(3, 8), latent=torch.arange(3).int())
+    tensors |= dict(is_intent=torch.ones(3).bool(), support=torch.zeros(3).int())
+    tensors |= dict(indptr=codes.indptr, indices=codes.indices, values=codes.values)
+    path, made_from = run / "intents.safetensors", [run / "embeddings.safetensors"]
+    saerec.save_artifact(path, tensors, settings, data.hash, made_from)
     metrics_of(run, "sasrec saerec grounded eval")

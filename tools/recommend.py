@@ -140,7 +140,7 @@ def intent_shift(codes, weight):
     """
     largest = torch.zeros_like(weight)
     largest.scatter_reduce_(0, codes.indices.long(), codes.values, "amax")
-    return codes.weighted_sums((weight / largest.clamp_min(1e-12))[:, None])[:, 0]
+    return codes.mix((weight / largest.clamp_min(1e-12))[:, None])[:, 0]
 
 
 def steer(scores, shift):

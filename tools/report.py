@@ -249,7 +249,7 @@ def neighbours(codes, count=5):
     carriers = on.transposed
     both = torch.empty(J, J)
     for part in torch.arange(J).split(512):
-        both[:, part] = carriers.weighted_sums(carriers.gather(part).dense().T.contiguous())
+        both[:, part] = carriers.mix(carriers.gather(part).dense().T.contiguous())
     size = both.diagonal().clamp_min(1).sqrt()
     best = (both / size / size[:, None]).fill_diagonal_(0).topk(min(count, J))
     found = []

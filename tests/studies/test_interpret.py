@@ -123,13 +123,13 @@ def test_label_scores_by_hand():
 
 
 def test_labels_of_clusters_are_made_as_labels_of_intents(tiny_run):
-    """Clusters in the place of latents: with the SAE's own codes come the SAE's own labels."""
+    """Clusters in the place of latents: codes and texts tell a name, whatever the directions are."""
     run = load_run(tiny_run, saerec.run_dataset(tiny_run))
     codes = encode_all(run.sae, run.embeddings)
     support = torch.full((len(run.sae.W_dec),), 3)
-    own = build_library(run.sae, codes, support, run.corpus, run.settings)[2]
-    directions = interpret.Directions(run.sae.W_dec.detach())
-    assert build_library(directions, codes, support, run.corpus, run.settings)[2] == own
+    directions = run.sae.W_dec.detach()
+    own = build_library(directions, codes, support, run.corpus, run.settings)[1]
+    assert build_library(directions.flip(0), codes, support, run.corpus, run.settings)[1] == own
     rows = interpret.cluster_labels(run, 4, seed=0)
     assert 0 < len(rows) <= 4
     assert sum(row["density"] for row in rows) <= 1  # a text is in one cluster
