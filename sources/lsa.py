@@ -35,7 +35,7 @@ OVERSAMPLING = 16
 class LsaSettings(StageSettings):
     """Write embeddings of words alone into a run folder."""
 
-    data: str = setting("", "dataset folder", unit="path")
+    data: str = setting("", "dataset folder", unit="path", example="data/ml-100k")
     width: int = setting(128, "width E of the vectors, less if the texts do not allow it", low=2)
 
 
@@ -134,9 +134,6 @@ def lsa(texts, width=128, seed=0, device="cpu"):
 
 def embed(settings):
     """Write RUN/embeddings.safetensors. Raises UserError."""
-    for name, example in (("data", "data/ml-100k"), ("run", "runs/ml-100k")):
-        if not getattr(settings, name):
-            raise UserError(f"--{name} is missing: name the folder, as in --{name} {example}")
     device = pick_device(settings.device)
     data = claim_run(settings, "sources/lsa.py")
     vectors = lsa(data.texts, settings.width, settings.seed, device)

@@ -272,6 +272,8 @@ def chosen_rows(skip):
         if name not in ROWS:
             known = "; ".join(ROWS)
             raise UserError(f"--skip: there is no row {name!r}; choose among {known}")
+    if not ROWS.keys() - skipped:
+        raise UserError("--skip leaves no row to train: name fewer")
     return [name for name in ROWS if name not in skipped]
 
 

@@ -238,15 +238,19 @@ def test_words_lie_beside_the_embeddings_that_they_belong_to(tiny_data, tmp_path
     assert sae.load_corpus(run, sae.SaeSettings(run=str(run))).words == {}
 
 
-@pytest.fixture
-def refuses(fails, tiny_data, tmp_path):
-    """refuses(arguments, *words): the command fails with one sentence and leaves nothing in the run folder."""
+def refusal(main, fails, tiny_data, tmp_path):
+    """check(arguments, *words): the command fails with one sentence and leaves nothing in the run folder."""
 
     def check(arguments, *words):
-        fails(embed.main, ["--data", tiny_data, "--run", tmp_path / "run", *arguments], *words)
+        fails(main, ["--data", tiny_data, "--run", tmp_path / "run", *arguments], *words)
         assert not list(tmp_path.glob("run/*")) and not list(tmp_path.rglob("*.tmp"))
 
     return check
+
+
+@pytest.fixture
+def refuses(fails, tiny_data, tmp_path):
+    return refusal(embed.main, fails, tiny_data, tmp_path)
 
 
 def test_another_encoder_is_not_for_this_script(refuses, capsys):

@@ -149,7 +149,7 @@ def run_encoder(folder, data, device):
     files = [name for name in made_by if Path(name).suffix in (".json", ".safetensors", ".txt")]
     if not files:
         problem = f"{folder} has embeddings from {made_by['name']}, which embeds no new text"
-        raise UserError(f"{problem}: bring a run made by embed.py or sources/bert.py")
+        raise UserError(f"{problem}: bring a run whose texts an encoder embedded")
     given = meta["settings"].get("weights")  # to sources/bert.py, or embed.py as it was once
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
         weights = Path(given) if given else fetch_weights()

@@ -12,7 +12,7 @@ import torch
 import embed
 from saerec import load_artifact, load_dataset
 from sources import bert
-from test_embed import CONFIG, VOCAB, needs_weights, token_vectors, write_weights
+from test_embed import CONFIG, VOCAB, needs_weights, refusal, token_vectors, write_weights
 
 HERE = Path(__file__).resolve().parent
 
@@ -164,13 +164,7 @@ def test_lower_case_before_the_tokenizer(tmp_path):
 
 @pytest.fixture
 def refuses(fails, tiny_data, tmp_path):
-    """refuses(arguments, *words): the command fails with one sentence and leaves nothing in the run folder."""
-
-    def check(arguments, *words):
-        fails(bert.main, ["--data", tiny_data, "--run", tmp_path / "run", *arguments], *words)
-        assert not list(tmp_path.glob("run/*")) and not list(tmp_path.rglob("*.tmp"))
-
-    return check
+    return refusal(bert.main, fails, tiny_data, tmp_path)
 
 
 def test_two_processes_embed_what_one_does(tmp_path, tiny_data):

@@ -491,6 +491,7 @@ def test_wrong_flags(fails, run):
     fails(written.main, ["--run", run, "--model-flags", "--widht 9"], "did you mean --width?")
     fails(written.main, ["--run", run, "--seeds", "0"], "--seeds")
     fails(written.main, ["--run", run, "--skip", "SAERek"], "no row 'SAERek'", "SAERec, both")
+    fails(written.main, ["--run", run, "--skip", "; ".join(written.ROWS)], "leaves no row")
 
 
 def test_the_script_runs_from_anywhere(tmp_path):

@@ -548,7 +548,7 @@ def test_a_text_is_embedded_as_the_run_was(encoded_run, tiny_data, tmp_path):
 
 def test_texts_that_cannot_be_read(encoded_run, tiny_run, tmp_path, fails):
     text = ["--text", "a thing", "--device", "cpu"]
-    fails(tool.main, ["--run", tiny_run, *text], "embeddings from provided", "made by embed.py or")
+    fails(tool.main, ["--run", tiny_run, *text], "embeddings from provided", "an encoder embedded")
     for name in ("saerec", "sasrec"):
         command = ["--run", tiny_run, *text, "--user", "u3", "--model", name]
         fails(tool.main, command, f"--model grounded alone, not {name}")
