@@ -615,7 +615,7 @@ def train_model(model, data, loss=catalogue_loss):
     torch.manual_seed(generator(s.seed, f"dropout {process_of()[0]}").initial_seed())
     best = dict(epoch=0, ndcg=-1.0)
     log = []
-    progress = Progress(s.epochs, "epoch")
+    progress = Progress(s.epochs, "epoch", stops_early=True)
     for epoch in range(1, s.epochs + 1):
         started = time.perf_counter()
         model.train()

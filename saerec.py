@@ -194,9 +194,11 @@ def generator(seed, purpose):
 class Progress:
     """One self-updating line on a terminal, else a plain line now and then; both with time left."""
 
-    def __init__(self, total, label):
+    def __init__(self, total, label, stops_early=False):
+        """total: units of work; stops_early: it may end before, so that the time is at most so."""
         self.total = total
         self.label = label
+        self.bound = "at most " if stops_early else ""
         self.start = self.shown = time.perf_counter()
         self.live = sys.stdout.isatty()
 
@@ -208,8 +210,9 @@ class Progress:
             return
         self.shown = now
         elapsed = now - self.start
-        left = elapsed * (self.total - done) / max(done, 1)
-        when = f"{elapsed:.0f} s" if last else f"{left:.0f} s left"
+        when = f"{elapsed:.0f} s"
+        if done and not last:
+            when = f"{self.bound}{elapsed * (self.total - done) / done:.0f} s left"
         line = "  ".join(filter(None, [f"{self.label} {done:,}/{self.total:,}", info, when]))
         start = "\r\033[K" if self.live else ""
         print(start + line, end="\n" if keep or last or not self.live else "", flush=True)

@@ -277,6 +277,22 @@ def test_progress_shows_numbers_that_can_be_read(capsys, done, shown):
     assert f"tokens {shown}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "done, stops_early, said",
+    [
+        (0.2, False, "0.2/100  4990 s left"),  # within the first unit, too
+        (25, True, "25/100  at most 30 s left"),
+        (100, True, "100/100  10 s"),
+        (0, False, "0/100  10 s"),  # nothing to judge by
+    ],
+)
+def test_the_time_left_is_what_the_work_done_took(monkeypatch, capsys, done, stops_early, said):
+    progress = saerec.Progress(100, "epoch", stops_early)
+    monkeypatch.setattr(saerec.time, "perf_counter", lambda: progress.start + 10)
+    progress.show(done, keep=True)
+    assert f"epoch {said}\n" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 def test_who_may_read_a_file_may_read_an_artifact(tmp_path):
     """A class reads the run of its teacher."""
