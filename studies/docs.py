@@ -54,7 +54,10 @@ DIFFERENCES = (
     "Published figures are of other people's code; they were not measured again here, and are "
     "compared by no test. They share the files, full ranking, leave-one-out and masked histories; "
     "tuning, seeds and what chose the epoch may differ. The SAERec paper's own come second-hand; "
-    "most folders of its released code choose the epoch on the test item, which flatters."
+    "most folders of its released code choose the epoch on the test item, which flatters. The "
+    "papers are WEARec arXiv 2511.07028, TV-Rec 2510.25259, eSASRec 2508.06450, BSARec 2312.10325, "
+    "ICSRec 2310.14318, ELECRec 2204.02011; those of PixelRec, repLLaMA4Rec and SASRec+SS were not "
+    "found again, so their figures rest on a note alone."
 )
 
 # What an ablation asks, of which reference, and the rows that answer
