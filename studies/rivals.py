@@ -7,7 +7,7 @@ A folder holds the run's embeddings.safetensors and another intents.safetensors 
 intents.jsonl where its intents have names. From the run's own intents, some of it changed:
     random      random directions, the SAE's codes
     shuffled    the SAE's directions, each item with the codes of another
-from the texts, as many intents and as many to a text:
+from the texts, as many intents, and as many to a text but for kmeans:
     kmeans      centroids; a text has its nearest one alone
     pca         both signs of the principal axes
     dense       latents of an autoencoder whose codes nothing makes sparse

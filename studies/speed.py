@@ -296,11 +296,12 @@ def measure_recommender(settings, device):
     for (name, trainer), taken in zip(trainers.items(), ours):
         seconds = taken / steps * len(trainer.parts)
         floor = trainer.epoch_flops() / rate
-        yield row(f"{of}: {name}", seconds, "s per epoch", "loop over prefixes", slow / seconds)
+        against = "SAERec's loop over prefixes"
+        yield row(f"{of}: {name}", seconds, "s per epoch", against, slow / seconds)
         said = f"{of}: {name}, floor by the catalogue's products"
         yield row(said, floor, "s per epoch", "time / floor", seconds / floor)
         if of == "beauty":
-            against = f"authors' code, {RELEASE:.0f} s on AVX2"
+            against = f"authors' SAERec, {RELEASE:.0f} s on AVX2"
             yield row(f"{of}: {name}", seconds, "s per epoch", against, RELEASE / seconds)
     for Model in MODELS.values():
         name = Model.__name__

@@ -437,14 +437,14 @@ def test_ways_to_train_the_library_by_hand(tmp_path):
 def test_goals_by_hand(house, tmp_path, fails):
     assert docs.goals_section(tmp_path) == []
     path = tmp_path / "results" / "intents_goals.json"
-    row = dict(what="agreement of two seeds", before="0.44", goal="0.80", now="0.79")
+    row = dict(what="agreement of two seeds", before="0.44", goal="0.80", now="0.79", reached="no")
     write(path, dict(command="python studies/library.py", commit="abc", rows=[row]))
     title, said, table = docs.goals_section(tmp_path / "results")
     assert title.startswith("## ") and said == "By `python studies/library.py` at commit abc."
     assert table.split("\n") == [
-        "| what | before | goal | now |",
-        "| --- | --- | --- | --- |",
-        "| agreement of two seeds | 0.44 | 0.80 | 0.79 |",
+        "| what | before | goal | now | reached |",
+        "| --- | --- | --- | --- | --- |",
+        "| agreement of two seeds | 0.44 | 0.80 | 0.79 | no |",
     ]
     assert docs.main(house) == 0
     assert f"\n{table}\n" in (tmp_path / "docs" / "results.md").read_text()
@@ -527,11 +527,28 @@ def test_a_choice_is_told_with_differences_taken_seed_by_seed(tmp_path):
     valid = {"Grounded": {"0": 0.1, "1": 0.3}, "other": {"0": 0.2, "1": 0.4}}
     report = dict(dataset="tiny", users=9, hash="x", model_flags="--patience 5", valid=valid)
     (tmp_path / "choice_tiny.json").write_text(json.dumps(report))
-    title, said, rows = docs.choice_section(tmp_path)
+    title, said, rows = docs.choice_section(tmp_path, [])
     assert "What Grounded holds" in title and "--patience 5" in said
     assert "| tiny | Grounded | 2 | 0.2000 ±0.1000 |  |" in rows
     assert "| tiny | other | 2 | 0.3000 ±0.1000 | +0.1000 ±0.0000 |" in rows
-    assert docs.choice_section(tmp_path / "none") == []
+    assert docs.choice_section(tmp_path / "none", []) == []
+
+
+def test_a_choice_stands_beside_what_todays_library_says():
+    """Which is told where an ablation has all the rows of it."""
+    names = ("Grounded", "Grounded + P d", "Grounded + next intent", "Grounded + P d + next intent")
+    rows = []
+    for number, name in enumerate(names):
+        rows.append({"name": name, "valid NDCG@10": 0.1 + number / 100, "NDCG@10": dict(mean=0.09)})
+    (said,) = docs.choice_today(dict(dataset="tiny", rows=rows))
+    assert "on tiny are: Grounded 0.1000 / 0.0900; Grounded + P d 0.1100 / 0.0900;" in said
+    assert not list(docs.choice_today(dict(dataset="tiny", rows=rows[1:])))
+
+
+def test_of_tuning_only_what_an_ablation_has_is_told(house, tmp_path):
+    whole = docs.read_ablations(tmp_path / "results")[0]
+    few = whole | dict(rows=[row for row in whole["rows"] if row["name"] == "Grounded"], tests=[])
+    assert docs.ablation_section(few)[2] == docs.TUNED["Grounded"]
 
 
 def test_what_users_wrote_by_hand(tmp_path, fails, house):

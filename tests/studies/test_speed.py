@@ -77,7 +77,7 @@ def test_all_products_of_the_loss_are_counted(matched):
 
 
 def test_the_authors_figure_stands_beside_their_data_alone(tiny_run, small, monkeypatch):
-    authors = "authors' code, 490 s on AVX2"
+    authors = "authors' SAERec, 490 s on AVX2"
     rows = speed.measure("recommender", settings_of(tiny_run))
     assert not any(row["against"] == authors for row in rows)
     data = dataclasses.replace(saerec.run_dataset(tiny_run), folder=Path("data/beauty"))
