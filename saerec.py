@@ -489,8 +489,8 @@ def read_sequences(path, digest):
         if user in sequences:
             raise UserError(f"{where}: user {user!r} has a line already: merge them")
         try:
-            for name in sorted({user, *items} - known.keys()):  # the same one is named every time
-                check_id(name)
+            for name in sorted(name for name in {user, *items} if name not in known):
+                check_id(name)  # in order, so that the same one is named every time
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
         sequences[user] = [known.setdefault(item, item) for item in items]
@@ -540,7 +540,9 @@ def keep_texts(path, digest, sequences, held_out, index):
         elif text.strip() and not user:
             described.setdefault(item, " ".join(text.split())[:70])
         reviews += bool(user)
-        if user and item not in had.setdefault(user, frozenset(sequences.get(user, ()))):
+        if user and user not in had:
+            had[user] = frozenset(sequences.get(user, ()))
+        if user and item not in had[user]:
             strange.append(f"line {line}: {user!r} about {item!r}")
         if not text.strip():
             empty += 1
