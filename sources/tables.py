@@ -8,8 +8,13 @@ that line, or by --delimiter; quotes are those of CSV, but for tables parted by 
 none; either file may be gzipped. An item may have several lines, each of which is a text. Cells
 such as NA or NULL are no text. Interactions stay as they are, repeats and all; those of a user at
 the same time are ordered by a hash, since the order of lines may be a signal.
+
+The two may be one table of reviews. Where the table of items has the column of users too, a line is
+what that user wrote: no title of the item, and no text of the corpus if the interaction is held
+out.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -31,9 +36,9 @@ class TablesSettings:
     """Make a dataset folder from a table of interactions and a table of items."""
 
     interactions: str = setting("", "table with a line per interaction", unit="path")
-    items: str = setting("", "table with a line, or more, per item", unit="path")
+    items: str = setting("", "table with a line, or more, per item, or of reviews", unit="path")
     out: str = setting("data/csv", "dataset folder to write", unit="path")
-    user_column: str = setting("user", "column of user ids")
+    user_column: str = setting("user", "column of user ids; of authors, if --items has it too")
     item_column: str = setting("item", "column of item ids, in both tables")
     time_column: str = setting(
         "time", 'column of times, numbers or ISO dates; "" if the lines are in order'
@@ -43,6 +48,8 @@ class TablesSettings:
     )
     delimiter: str = setting("", "what parts the cells, \\t is a tab; found if not given")
 
+
+ROUNDED = re.compile(r"\d([.,]\d{1,6})?E\+\d{2,}", re.I)  # a time such as 1.70407E+12
 
 csv.field_size_limit(2**31 - 1)  # Python's own, 131,072 characters, is low for a description
 
@@ -59,6 +66,13 @@ def open_table(path, delimiter):
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     how = dict(delimiter=delimiter, quoting=quoting, skipinitialspace=True)
     return csv.reader(itertools.chain([first], lines), **how)
+
+
+def column_names(path, delimiter):
+    """What the first line of a table says -> list of str; nothing if it cannot be read."""
+    with contextlib.suppress(csv.Error):  # which `read_table` tells
+        return [name.strip(" \t") for name in next(open_table(path, delimiter), [])]
+    return []
 
 
 def find_columns(path, names, wanted):
@@ -142,6 +156,9 @@ def read_interactions(settings):
     for line, (user, item, *time_cell) in read_table(path, ids, others, settings.delimiter):
         when = line
         for cell in time_cell:
+            if ROUNDED.fullmatch(cell):
+                problem = f"time {cell!r} was rounded by a spreadsheet: export times as text"
+                raise UserError(f"{path} line {line}: {problem}")
             try:
                 when = parse_time(cell)
             except ValueError as error:
@@ -157,20 +174,25 @@ def read_items(settings, item_ids):
     """
     path = settings.items
     ids = {"item": settings.item_column}
+    if settings.user_column in column_names(path, settings.delimiter):  # of who wrote the texts
+        ids = {"user": settings.user_column} | ids
     others = [name.strip() for name in settings.text_columns.split(",")]
     known = set(item_ids)
     found = set()
     rows = []
     left_out = 0
     other = ""
-    for _, (item, *cells) in read_table(path, ids, others, settings.delimiter):
+    for _, cells in read_table(path, ids, others, settings.delimiter):
+        user = cells.pop(0) if "user" in ids else ""
+        item = cells.pop(0)
         if item not in known:
             left_out += 1
             other = other or item
             continue
         found.add(item)
         texts = ["" if cell.lower() in MISSING else " ".join(clean(cell)) for cell in cells]
-        rows.append({"item": item, "title": texts[0], "text": join_sentences(texts)})
+        title = "" if user else texts[0]
+        rows.append({"item": item, "title": title, "text": join_sentences(texts), "user": user})
     if not rows:
         problem = f"none of the ids in {path} occur in {settings.interactions}"
         examples = f"{settings.interactions}: {item_ids[0]!r}, {path}: {other!r}"

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+import saerec
 from sources import tables
 
 LOG = "user,item,time\nann,i3,30\nann,i1,10\nbob,i1,5\nann,i2,20\nann,i1,40\n"
@@ -66,6 +67,36 @@ def test_items_without_a_line(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 line(s) of items without" in said
     assert "1 of 3 items with interactions have no line" in said
+
+
+def test_one_table_of_reviews(tmp_path):
+    """What its users wrote of what is held out stays out, and titles are no reviewer's headline."""
+    reviews = "user,item,time,title,words\n"
+    for user in ("ann", "bob", "eve"):
+        for time, item in enumerate(("i1", "i2", "i3", "i4")):
+            reviews += f"{user},{item},{time},Great {item},says {user}\n"
+    _, texts = outcome(tmp_path, reviews, reviews, "--text-columns", "title,words")
+    assert texts[0] == {"item": "i1", "text": "Great i1. says ann", "user": "ann"}
+    data = saerec.load_dataset(tmp_path / "out")
+    assert data.texts[:3] == ["Great i1. says ann", "Great i2. says ann", "Great i1. says bob"]
+    assert len(data.texts) == 6
+    assert data.titles[1:] == ["item i1", "item i2", "item i3", "item i4"]
+    assert "6 text(s) written in held-out interactions left out" in data.notes
+
+
+@pytest.mark.parametrize("time", ["1.70407E+12", "1,7E+09", "2E+10", "1.70407e+12"])
+def test_rounded_times(tmp_path, fails, time):
+    """A spreadsheet's short form: their order would mostly be that of a hash."""
+    log = LOG.replace("user,item,time", "user;item;time").replace(",", ";").replace("30", time)
+    words = ["interactions.csv line 2", repr(time), "export times as text"]
+    refused(tmp_path, fails, log, ITEMS, *words)
+
+
+@pytest.mark.parametrize("time", ["1E3", "1.704067200000000000e+18", "1e3"])
+def test_times_that_only_look_rounded(tmp_path, time):
+    log = "".join(f"{user},i{item},{time}\n" for user in ("ann", "bob") for item in (1, 2, 3))
+    sequences, _ = outcome(tmp_path, "user,item,time\n" + log, ITEMS)
+    assert len(sequences) == 2
 
 
 SPREADSHEET = [
