@@ -17,7 +17,10 @@ SASREC_FLAGS   ?=
 SAEREC_FLAGS   ?=
 GROUNDED_FLAGS ?=
 
-$(if $(filter-out 2,$(words $(DATA) $(RUN))),$(error make takes no spaces in paths, DATA is "$(DATA)", RUN is \
+# What make or the shell would read as something else in a path
+ODD := [ ] & ; ' " : % * ? ( ) < > | \ ` $$ \#
+REFUSED := $(filter-out 2,$(words $(DATA) $(RUN))) $(foreach c,$(ODD),$(findstring $c,$(DATA)$(RUN))) $(filter %/,$(DATA))
+$(if $(strip $(REFUSED)),$(error make takes no spaces, no // and none of $(ODD) in paths, DATA is "$(DATA)", RUN is \
   "$(RUN)": rename the folder, link to it by another name (ln -s), or call the scripts yourself))
 
 PY      := .venv/bin/python
@@ -29,8 +32,9 @@ WEIGHTS  = weights/all-MiniLM-L6-v2/config.json
 SOURCE   = $(or $(wildcard $(DATA)/sequences.txt $(DATA)/sequences.txt.gz),$(DATA)/sequences.txt) \
            $(wildcard $(DATA)/texts.jsonl $(DATA)/texts.jsonl.gz)
 
-# The files that EMBED_FLAGS name: embeddings made elsewhere, or an encoder's folder
-FILES    = $(wildcard $(EMBED_FLAGS) $(foreach in,* */*.json */*.safetensors */*.txt,$(addsuffix /$(in),$(EMBED_FLAGS))))
+# The files that EMBED_FLAGS name, after = or a space: embeddings made elsewhere, or an encoder's folder
+NAMED    = $(subst =, ,$(EMBED_FLAGS))
+FILES    = $(wildcard $(NAMED) $(foreach in,* */*.json */*.safetensors */*.txt,$(addsuffix /$(in),$(NAMED))))
 
 # What the result of a stage depends on besides its scripts and the stage before: the words of its command and
 # the content of the data. RUN/.STAGE keeps them, and when they are not what it says the stage is run again.

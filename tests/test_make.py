@@ -90,6 +90,25 @@ def test_changed_data_are_noticed_by_content(project):
     assert len(project("DATA=data/shopA")) == 7  # changed, not touched
 
 
+@pytest.mark.parametrize(
+    "folder",
+    ["a b", "mine(1)", "it's", "a&b", "a;b", "a:b", "50%", "shop//", "a#b", "a$$b", "a`b", "a[1]"],
+)
+def test_paths_that_make_or_the_shell_would_misread(project, folder):
+    """Which otherwise ends in their words, or in a run that other data have."""
+    flags = ["make", "all", f"DATA=data/{folder}"]
+    pipes = dict(cwd=project.folder, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(flags, **pipes)
+    assert done.returncode == 2 and "rename the folder, link to it" in done.stderr
+    assert not done.stdout and not (project.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("folder", ["a,b", "a=b", "gr\u00fcn", "a@b.c_d-e+f~g"])
+def test_paths_with_other_characters(project, folder):
+    shutil.copytree(project.folder / "data" / "shopA", project.folder / "data" / folder)
+    assert len(project(f"DATA=data/{folder}")) == 7 and project(f"DATA=data/{folder}") == []
+
+
 def test_help_lists_every_target_in_a_group():
     out = subprocess.run(["make", "help"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     listed = re.findall(r"^  ([a-z-]+) ", out.stdout, re.M)
@@ -99,9 +118,10 @@ def test_help_lists_every_target_in_a_group():
     assert groups == ["run", "measure", "look"]
 
 
-def test_changed_embeddings_made_elsewhere_are_noticed(project):
+@pytest.mark.parametrize("between", [" ", "="])
+def test_changed_embeddings_made_elsewhere_are_noticed(project, between):
     (project.folder / "mine.safetensors").write_text("one")
-    flags = ["DATA=data/shopA", "EMBED_FLAGS=--embeddings mine.safetensors"]
+    flags = ["DATA=data/shopA", f"EMBED_FLAGS=--embeddings{between}mine.safetensors"]
     assert len(project(*flags)) == 7 and project(*flags) == []
     (project.folder / "mine.safetensors").write_text("two")
     assert len(project(*flags)) == 7
