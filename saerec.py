@@ -159,6 +159,10 @@ def run_command(argv, doc, **commands):
         return leave(141)  # as shells have it
     except OSError as error:
         problem = f"{error}; free or correct it and run again"
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("MemoryError|out of memory|allocate memory", repr(error)):
+            raise
+        problem = "there is not enough memory: lower sizes such as --batch, see --help"
     except KeyboardInterrupt:
         problem = "interrupted: what was finished before stays valid; run it again"
     print(f"\r{Path(sys.argv[0]).name}: {problem}", file=sys.stderr)
@@ -484,6 +488,9 @@ def read_sequences(path, digest):
     for number, line in read_lines(path, digest):
         user, *items = line.split() or [""]
         where = f"{path} line {number}"
+        if "\r" in line.rstrip("\r\n"):
+            problem = "a carriage return without a line feed, as on old Macs"
+            raise UserError(f"{where}: {problem}: save it with line ends of Unix or Windows")
         if not items:
             raise UserError(f"{where}: no items: remove the line")
         if user in sequences:
@@ -522,15 +529,15 @@ def keep_texts(path, digest, sequences, held_out, index):
     """Read texts.jsonl, less what the split forbids -> (texts, their items, titles, counts).
 
     sequences, held_out: {user: items}; index: {item: 1..V}; counts: {what: how many}. Raises
-    UserError if most reviews are of users about items that they don't have: then the files don't
-    fit together, and what is held out could not be told.
+    UserError if no review is by a user there is, or most are of what their users don't have: then
+    the files don't fit together, and what is held out could not be told.
     """
     texts = []
     text_item = []
     named = {}
     described = {}  # by the begin of a text, where there is no title
-    had = {}
-    strange = []
+    strange = []  # reviews of what their users, who have a line, don't have
+    strangers = []  # reviews by users without a line
     reviews = empty = leaking = halves = 0
     for line, item, given, user, title in read_texts(path, digest, index):
         text, title = (one.encode("utf-8", "ignore").decode() for one in (given, title))
@@ -540,9 +547,9 @@ def keep_texts(path, digest, sequences, held_out, index):
         elif text.strip() and not user:
             described.setdefault(item, " ".join(text.split())[:70])
         reviews += bool(user)
-        if user and user not in had:
-            had[user] = frozenset(sequences.get(user, ()))
-        if user and item not in had[user]:
+        if user and user not in sequences:
+            strangers.append(f"line {line}: {user!r}")
+        elif user and item not in sequences[user]:
             strange.append(f"line {line}: {user!r} about {item!r}")
         if not text.strip():
             empty += 1
@@ -551,15 +558,20 @@ def keep_texts(path, digest, sequences, held_out, index):
         else:
             texts.append(text)
             text_item.append(index[item])
-    if 2 * len(strange) > reviews:
-        problem = f"{len(strange):,} of {reviews:,} reviews are not of what sequences.txt says"
-        remedy = 'write the same ids in both, or leave "user" out where it is not the author'
+    own = reviews - len(strangers)
+    remedy = 'write the same ids in both, or leave "user" out where it is not the author'
+    if 2 * len(strange) > own:
+        problem = f"{len(strange):,} of {own:,} reviews are not of what sequences.txt says"
         raise UserError(f"{path}: {problem} that their users had ({strange[0]}, ...): {remedy}")
+    if strangers and not own:
+        problem = f"no review is by a user of sequences.txt ({strangers[0]}, ...)"
+        raise UserError(f"{path}: {problem}: {remedy}")
     if not texts:
         raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
     titles = [named.get(item) or described.get(item) or f"item {item}" for item in index]
     counts = {
         "review(s) of what their user has not in sequences.txt kept": len(strange),
+        "review(s) by users without a line in sequences.txt kept": len(strangers),
         "text(s) freed of half a character (a lone surrogate)": halves,
         "empty text(s) left out": empty,
         "text(s) written in held-out interactions left out": leaking,

@@ -334,6 +334,32 @@ def test_a_run_without_a_model(fails, tmp_path, tiny_run):
 # Interruptions and full disks
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 EB"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(fails, error):
+    def greedy(settings):
+        raise error
+
+    def main(argv):
+        return saerec.run_command(argv, "doc", do=(saerec.StageSettings, greedy))
+
+    fails(main, ["--run", "x"], "not enough memory", "lower sizes such as --batch")
+
+
+def test_other_errors_of_torch_stay_what_they_are():
+    def wrong(settings):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        saerec.run_command(["--run", "x"], "doc", do=(saerec.StageSettings, wrong))
+
+
 def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
     def full(settings):
         def write(temporary):

@@ -48,8 +48,18 @@ def test_a_byte_order_mark_hides_no_review(tmp_path):
 def test_reviews_of_users_without_a_line_are_counted(tmp_path):
     reviews = review("a", "ann") + review("a", "zoe") + review("b", "ann")
     data = saerec.load_dataset(write_folder(tmp_path / "d", "ann a b c d\n", reviews))
-    assert "1 review(s) of what their user has not in sequences.txt kept" in data.notes
+    assert "1 review(s) by users without a line in sequences.txt kept" in data.notes
     assert len(data.texts) == 3
+
+
+def test_reviews_of_users_without_a_line_may_be_most(tmp_path):
+    """As of a core, beside all reviews of its items: no item of theirs is held out."""
+    reviews = review("a", "ann") + review("d", "ann") + review("z", "ann")
+    reviews = reviews.replace('"z"', '"c"') + "".join(review("d", f"z{n}") for n in range(9))
+    data = saerec.load_dataset(write_folder(tmp_path / "d", "ann a b c d\n", reviews))
+    assert "9 review(s) by users without a line in sequences.txt kept" in data.notes
+    assert "2 text(s) written in held-out interactions left out" in data.notes
+    assert len(data.texts) == 10
 
 
 @pytest.mark.parametrize("number", ["{}.0", "0{}", "u{}"])
@@ -59,7 +69,7 @@ def test_user_ids_written_otherwise_are_refused(tmp_path, fails, number):
     reviews = "".join(review("d", number.format(user)) for user in range(1, 6))
     folder = write_folder(tmp_path / "d", sequences, reviews)
     first = number.format(1)
-    fails(saerec.main, ["check", folder], "5 of 5 reviews", "line 1", f"'{first}' about 'd'", "ids")
+    fails(saerec.main, ["check", folder], "no review is by a user", f"line 1: '{first}'", "same ids")
 
 
 def test_user_ids_renumbered_in_one_file_are_refused(tmp_path, fails):
@@ -91,6 +101,14 @@ def test_damaged_ids(tmp_path, fails, name):
 def test_ids_that_only_look_damaged(tmp_path, name):
     folder = write_folder(tmp_path / "d", f"{name} {name} b c\n", text("b"))
     assert saerec.load_dataset(folder).users == [name]
+
+
+def test_line_ends_of_old_macs(tmp_path, fails):
+    """Else the file is one user, whose items are the others."""
+    folder = write_folder(tmp_path / "d", "ann a b c\rbob a b c\r", text("a"))
+    fails(saerec.main, ["check", folder], "sequences.txt line 1", "old Macs", "line ends of Unix")
+    folder = write_folder(tmp_path / "two", "ann a b c\r\r\nbob a b c\r\n", text("a"))
+    assert saerec.load_dataset(folder).users == ["ann", "bob"]
 
 
 def test_half_a_character_is_cut_out_of_texts(tmp_path):
