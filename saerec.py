@@ -86,9 +86,10 @@ def check_settings(settings):
         name = option_name(field)
         if example and not value:
             raise UserError(f"{name} is missing: name it, as in {name} {example}")
-        inside = (low is None or value >= low) and (high is None or value <= high)
-        if not inside or (choices and value not in choices):
-            allowed = f"at least {low}" if high is None else f"{low} to {high}"
+        inside = low is None or low <= value <= (float("inf") if high is None else high)
+        if not inside or value == float("inf") or (choices and value not in choices):
+            finite = " and finite" if isinstance(value, float) else ""
+            allowed = f"at least {low}{finite}" if high is None else f"{low} to {high}"
             allowed = f"one of {', '.join(choices)}" if choices else allowed
             raise UserError(f"{name} is {value!r}; it must be {allowed}")
     return settings

@@ -158,6 +158,8 @@ def test_impossible_settings_of_the_sae(fails, tmp_path, tiny_run, flags, words)
         ("--model some", ["--model", "sasrec, saerec, grounded"]),
         ("--model saerec --personal 99", ["--personal", "above the", "lower it"]),
         ("--match -1", ["--match", "at least 0"]),
+        ("--match inf", ["--match", "at least 0 and finite"]),
+        ("--lr nan", ["--lr", "at least 0 and finite"]),
         ("--dropout 1", ["--dropout", "0 to 0.99"]),
         ("--history 0", ["--history", "at least 1"]),
         ("--lr 1e30", ["lower --lr"]),

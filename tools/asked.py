@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from embed import fetch_weights, load_encoder
 from sae import SAE, SparseRows, encode_all, item_codes
 
-TURNED = re.compile(r"^(.*?), (the|an?|l[aeo]s?|il|el|d[aei][rse]|une?)(?= \(|$)")  # Matrix, The
+ARTICLE = r"(the|an?|l[aeo]s?|il|el|d[aei][rse]|une?)"
+TURNED = re.compile(rf"^(.*?), {ARTICLE}(?= \(|$)")  # Matrix, The
+LEADING = re.compile(rf"^{ARTICLE} (?=.)")
 
 # Names
 
@@ -91,7 +93,10 @@ def find_intents(rows, names):
 
 
 def items_by_title(data):
-    """{title in lower case, then folded, with its year and without: item}; the first counts."""
+    """{title in lower case, then folded, with its year or article and without: item}.
+
+    Of several the first counts.
+    """
     known = {}
     titles = list(enumerate(data.titles[1:], 1))
     for item, title in titles:
@@ -100,6 +105,8 @@ def items_by_title(data):
         known.setdefault(fold(title), item)
     for item, title in titles:
         known.setdefault(fold(re.sub(r"\s*\(\d{4}\)$", "", title)), item)
+    for title, item in list(known.items()):
+        known.setdefault(LEADING.sub("", title), item)
     return known
 
 
@@ -142,6 +149,20 @@ def user_items(data, name):
 # Texts
 
 
+def load_sae(folder, data=None):
+    """The SAE of a run -> (SAE, metadata of its file). Raises UserError."""
+    path = folder / "sae.safetensors"
+    made_by = f"sae.py --run {folder}"
+    tensors, meta = load_artifact(path, made_by, data)
+    try:
+        sae = SAE(len(tensors["W_dec"]), int(tensors["active"]), len(tensors["mean"]))
+        sae.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:  # other tensors, or of other shapes
+        problem = f"{path} does not fit this version of sae.py"
+        raise UserError(f"{problem}: make it again with `{made_by}`") from error
+    return sae.eval(), meta
+
+
 def run_encoder(folder, data, device):
     """What a run's texts were embedded with -> (WordPiece, Bert). Raises UserError."""
     meta = artifact_meta(folder / "embeddings.safetensors", f"embed.py --run {folder}", data)
@@ -173,16 +194,8 @@ def text_code(folder, text, data, device):
     tokenizer, bert = run_encoder(folder, data, device)
     ids = tokenizer(text)
     embedding = bert(torch.tensor([ids]), torch.tensor([len(ids)])).cpu()  # (1, E)
-    made_by = f"sae.py --run {folder}"
-    path = folder / "sae.safetensors"
-    tensors, _ = load_artifact(path, made_by, data)
-    try:
-        sae = SAE(len(tensors["W_dec"]), int(tensors["active"]), embedding.shape[1])
-        sae.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as error:  # other tensors, or of other shapes
-        problem = f"{path} does not fit this version of sae.py"
-        raise UserError(f"{problem}: make it again with `{made_by}`") from error
-    library, _ = load_artifact(folder / "intents.safetensors", made_by, data)
+    sae, _ = load_sae(folder, data)
+    library, _ = load_artifact(folder / "intents.safetensors", f"sae.py --run {folder}", data)
     number = torch.full((len(sae.W_dec),), -1)  # of each latent's intent
     kept = library["is_intent"].nonzero()[:, 0]
     number[library["latent"].long()[kept]] = kept

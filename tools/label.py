@@ -39,8 +39,8 @@ import torch.nn.functional as F  # noqa: E402
 
 from embed import encode  # noqa: E402
 from eval import read_intents  # noqa: E402
-from sae import SAE, Codes, SaeSettings, auroc, encode_all, load_corpus  # noqa: E402
-from tools.asked import run_encoder  # noqa: E402
+from sae import Codes, SaeSettings, auroc, encode_all, load_corpus  # noqa: E402
+from tools.asked import load_sae, run_encoder  # noqa: E402
 
 LABEL_PROMPT = """\
 You name the intents that a recommender has found in texts about items, such as descriptions or
@@ -525,10 +525,7 @@ def load_judge(settings):
     folder = Path(settings.run)
     if not (folder / "vocabulary.safetensors").is_file():
         return None
-    made_by = f"sae.py --run {folder}"
-    tensors, meta = load_artifact(folder / "sae.safetensors", made_by)
-    sae = SAE(*(meta["settings"][name] for name in ("latents", "active")), len(tensors["mean"]))
-    sae.load_state_dict(tensors)
+    sae, meta = load_sae(folder)
     held_out = meta["settings"]["held_out"]
     corpus = load_corpus(folder, SaeSettings(held_out=held_out, data=settings.data))
     embeddings = corpus.embeddings[corpus.held_out]

@@ -55,7 +55,9 @@ class RecommendSettings:
     history_titles: str = setting("", "or their titles, as in 'Toy Story; GoldenEye'")
     text: str = setting("", "a text: which intents it has, and its place after a history")
     all_users: bool = setting(False, "ask for every user, into --out")
-    out: str = setting("", "file of --all-users, a JSON line per user; it is gone on with")
+    out: str = setting(
+        "", "file of --all-users, JSON lines: one on itself, then one per user; it is gone on with"
+    )
     top: int = setting(10, "items to recommend", low=1)
     more: str = setting(
         "", "intents to see more of: numbers, keywords or labels, between commas or semicolons"
@@ -229,9 +231,10 @@ def answer(model, codes, data, history, top, shift=0.0, left_out=(), always=()):
     own = model.scores(state, model.item_table())[0].cpu()  # (V+1,)
     steered = steer(own[None], shift)[0]
     out = torch.zeros(len(own), dtype=torch.bool)
-    out[[0, *history.tolist(), *left_out]] = True
+    out[[0, *history.tolist()]] = True
     before = best_first(own, out)
     rank_before = {item: place for place, item in enumerate(before, 1)}
+    out[list(left_out)] = True
     read = history[-model.settings.history :]
     # A model that attends to the whole history alike fades nothing
     decay = 1.0 if state.r is None else model.settings.decay
@@ -311,7 +314,8 @@ def answer_json(told, data, labels):
 def why(one, labels):
     """What brings at least a tenth of what speaks for a Listed item, as a sentence -> str.
 
-    First what items of the history evoke; "" for a model that knows no reasons.
+    Of intents the largest ones, TERMS at most; first those that items of the history evoke. "" for
+    a model that knows no reasons.
     """
     parts = one.reasons.parts
     if tuple(parts) == SASRec.part_names:
@@ -363,7 +367,7 @@ def wish_lines(wishes, labels):
 
 def answer_lines(told, wishes, data, labels):
     """An Answer in lines for people."""
-    steered = bool(wishes.more or wishes.less)
+    steered = any(wishes)
     yield "history: " + "; ".join(data.titles[item] for item in told.history[-8:])
     for intent, strength, titles in told.personal:
         kind = "attends to" if strength is None else f"personal intent {strength:.2f}"

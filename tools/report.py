@@ -30,7 +30,8 @@ import torch  # noqa: E402
 
 from eval import history_state, load_model, popularity_scores, read_intents  # noqa: E402
 from model import MODELS, evaluation_rows, model_scores, pad_rows  # noqa: E402
-from sae import SAE, SparseRows, cell_bounds, encode_all, load_intents  # noqa: E402
+from sae import SparseRows, cell_bounds, encode_all, load_intents  # noqa: E402
+from tools.asked import load_sae  # noqa: E402
 from tools.recommend import answer, evoked_by, split_terms  # noqa: E402
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -277,14 +278,8 @@ def read_firing(folder, data, rows, seed):
     path = folder / "sae.safetensors"
     if not path.is_file():
         return None
-    tensors, _ = load_artifact(path, f"sae.py --run {folder}", data)
+    sae, _ = load_sae(folder, data)
     embeddings = load_artifact(folder / "embeddings.safetensors", "embed.py", data)[0]["embeddings"]
-    try:
-        sae = SAE(len(tensors["W_dec"]), int(tensors["active"]), embeddings.shape[1])
-        sae.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as error:  # other parameters
-        problem = f"{path} does not fit this version of sae.py"
-        raise UserError(f"{problem}: make it again with `sae.py --run {folder}`") from error
     sample = torch.randperm(len(data.texts), generator=generator(seed, "texts encoded"))[:ENCODED]
     number = {text: n for n, text in enumerate(data.texts)}
     shown = {number[text] for row in rows for text in row["texts"]}
@@ -614,6 +609,9 @@ def load_models(folder, metrics, data, settings):
         there = name in metrics["models"] and (folder / f"{name}.safetensors").is_file()
         if there or name == settings.model:
             models[name] = load_model(folder, name, data, pick_device(settings.device))
+    if settings.model not in metrics["models"]:
+        problem = f"{folder / 'metrics.json'} is older than the run's {settings.model}"
+        raise UserError(f"{problem}: make it again with `eval.py --run {folder}`")
     return models
 
 

@@ -907,6 +907,15 @@ def test_an_intent_on_which_no_held_out_text_fires_keeps_its_label(judged):
     assert tool.choose_names(rows, answers, judge) == ({}, why)
 
 
+def test_an_sae_that_does_not_fit_is_refused(judged):
+    """Such as one of a class of one's own, with a threshold."""
+    path = judged / "sae.safetensors"
+    tensors, meta = saerec.load_artifact(path, "sae.py")
+    saerec.write_artifact(path, tensors | {"threshold": torch.zeros(())}, meta)
+    with pytest.raises(saerec.UserError, match="does not fit this version of sae.py: make it"):
+        tool.load_judge(tool.LabelSettings(run=str(judged)))
+
+
 def test_another_encoder_than_the_run_was_made_with(fails, finished, judged, server, monkeypatch):
     monkeypatch.setattr(asked, "file_hash", str)
     weights = finished.parent / "weights"

@@ -274,6 +274,14 @@ def test_titles_are_found_without_their_year_and_the_first_of_equal_ones():
     assert asked.find_titles(Films, "th\u00e9;the") == [5, 6]  # an accent is heeded if it decides
 
 
+def test_titles_are_found_without_their_article():
+    class Films:
+        titles = ["", "The Matrix (1999)", "Matrix (1993)", "Full Monty, The (1997)", "Les Miserables"]
+
+    assert asked.find_titles(Films, "matrix; the matrix; Matrix, The (1999)") == [2, 1, 1]
+    assert asked.find_titles(Films, "full monty; Full Monty (1997); miserables") == [3, 3, 4]
+
+
 def densest(run):
     """The intent of a run that fires on most texts."""
     return max(read_intents(run), key=lambda row: row["density"])["intent"]
@@ -309,6 +317,20 @@ def test_steered_scores_and_what_they_cost(ask, tiny_run):
     mean = np.mean([one["score"] for one in few["recommendations"]])
     best = sorted(scores.values(), reverse=True)[:3]
     assert few["cost"] == pytest.approx(np.mean(best) - mean) and few["cost"] >= 0
+
+
+def test_what_blocking_costs(ask, tiny_run):
+    """Ranks before are of all items, the blocked ones too, and the cost is what the list loses."""
+    plain = ask("--user", "u3", "--top", 30)["recommendations"]
+    order = [one["item"] for one in plain]
+    best = plain[0]["terms"][0]["intent"]
+    kept = ask("--user", "u3", "--top", 3, "--block", best)
+    for one in kept["recommendations"]:
+        assert order[one["rank_before"] - 1] == one["item"]
+    assert kept["recommendations"][0]["rank_before"] > 1
+    mean = np.mean([one["score"] for one in kept["recommendations"]])
+    assert kept["cost"] == pytest.approx(np.mean([one["score"] for one in plain[:3]]) - mean)
+    assert kept["cost"] > 0
 
 
 def test_the_item_with_most_of_several_intents_moves_by_the_strength(ask, tiny_run):

@@ -422,6 +422,15 @@ def test_metrics_of_other_models_are_refused(run, fails):
     fails(report.main, ["--run", run, "--device", "cpu"], *words)
 
 
+def test_a_model_trained_after_the_ranking_is_refused(run, fails):
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["models"]["grounded"]
+    path.write_text(json.dumps(metrics))
+    words = ("metrics.json is older than the run's grounded", "eval.py --run")
+    fails(report.main, ["--run", run, "--device", "cpu"], *words)
+
+
 def test_only_models_that_are_there_are_compared(run):
     (run / "sasrec.safetensors").unlink()
     compared = content_of(run)["compared"]
