@@ -158,7 +158,7 @@ class Bert:
     """BERT's encoder and pooling, for inference: no dropout, no gradient."""
 
     def __init__(self, tensors, heads=12, eps=1e-12, device="cpu"):
-        """tensors: those of model.safetensors; in half precision on a GPU.
+        """tensors: those of model.safetensors; it computes in half precision on a GPU.
 
         heads, eps: as config.json of all-MiniLM-L6-v2 has them.
         """

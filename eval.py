@@ -148,7 +148,7 @@ def show_user(model, user, data, labels, top):
     yield f"user {data.users[user]}, {len(history)} items, the last ones:"
     yield from (f"      {data.titles[item]}" for item in history[-top:])
     for name, intents in model.intents_shown(state).items():
-        what = " (what most people's items share)" if name == "public" else ""
+        what = " (what most histories come near to)" if name == "public" else ""
         yield f"  {name} intents{what}: " + "; ".join(labels[one] for one in intents.tolist())
     yield "  recommended:"
     for rank, (item, score, reasons) in enumerate(recommend(model, state, history, top), 1):

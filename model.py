@@ -78,7 +78,8 @@ def check_model(s):
     """Refuse ModelSettings of which one would change nothing or cannot be. Raises UserError."""
     for field in dataclasses.fields(s):
         only = field.metadata.get("only", s.model)
-        if only != s.model and getattr(s, field.name) != field.default:
+        changed = getattr(s, field.name) != field.default
+        if changed and not issubclass(MODELS[s.model], MODELS[only]):
             raise UserError(f"--{field.name} changes nothing without --model {only}: leave it out")
     if s.width % s.heads:
         raise UserError(f"--width {s.width} is no multiple of --heads {s.heads}: change one")
@@ -157,7 +158,7 @@ class Blocks(torch.nn.ModuleList):
 
 
 class State(NamedTuple):
-    """What a model makes of the history before each of P positions."""
+    """What a model makes of the history up to each of P positions."""
 
     u: torch.Tensor  # float32 [P, D]
     parts: torch.Tensor  # float32 [n, P, D], sum to u: u alone, or SAERec's a, w_b b, w_c c
@@ -428,7 +429,7 @@ class CrossEntropy(torch.autograd.Function):
                 scores.copy_(extra(at)).addmm_(u[at], table.T)
             log_share = torch.log_softmax(scores, 1, out=share_room[: len(own)])
             loss -= weight[at] @ log_share.gather(1, own)[:, 0]
-            slope = log_share.exp_()  # of the loss over a score: its share, less 1 at the target
+            slope = log_share.exp_()  # d loss / d score: its share, less 1 at the target
             slope.scatter_(1, own, slope.gather(1, own) - 1)
             torch.mm(slope, table, out=du[at])
             dtable.addmm_(slope.T, u[at] * weight[at, None])

@@ -53,7 +53,7 @@ SAID_BY = 0.25  # share of an intent's texts, by codes squared, that say a word 
 
 @dataclasses.dataclass(frozen=True)
 class SaeSettings(StageSettings):
-    latents: int = setting(0, "latents M; 0: the power of two nearest N/4, 64 to 16384", low=0)
+    latents: int = setting(0, "latents M; 0: a power of two, near N/4, 64 to 16384", low=0)
     active: int = setting(8, "active latents K of a text", low=1)
     members: int = setting(4, "SAEs to train, each from a start of its own, and average", low=1)
     steps: int = setting(0, "optimiser steps of each; 0: 100 passes, 300 to 5000", low=0)
@@ -284,7 +284,7 @@ def held_out_texts(texts, share):
 
 
 def text_batches(texts, settings, random):
-    """Yield the texts of each step, int64 [batch], of as many as there are, pass after pass."""
+    """Yield the texts of each step, int64 [batch], drawn from `texts` of them, pass after pass."""
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(settings.steps):
         if len(order) < settings.batch:
@@ -312,9 +312,9 @@ def train_step(sae, optimizer, x, noise, dead, texts, settings):
 def fit(sae, embeddings, train, test, settings, member, progress, before):
     """Train an SAE on embeddings [N, E], of rows train int64 [n], in place -> rows of the log.
 
-    test: embeddings to measure on; member: number of the SAE, from 1, 0 for the average, which
-    gives it random numbers of its own; before: steps of others. Raises FloatingPointError if the
-    loss is not finite.
+    test: embeddings to measure on; member: number of the SAE from 1, or 0 for the average, which
+    seeds its noise and batches; before: steps already done. Raises FloatingPointError if the loss
+    is not finite.
     """
     s = settings
     process, processes = process_of()
@@ -580,7 +580,7 @@ def words_by_meaning(centers, spread, vectors, most=200):
         score = centers @ part.T / deviation  # (J, part)
         best = score.topk(min(2, len(score)), dim=0).values
         rival = torch.where(score == best[0], best[-1], best[0])
-        scores.append((score - rival.relu() / 2).half())  # of 8,000 intents and 40,000 words
+        scores.append((score - rival.relu() / 2).half())  # there are J x words
     values, numbers = torch.cat(scores, 1).topk(min(most, len(vectors)))
     return values.float(), numbers
 

@@ -1097,9 +1097,10 @@ def speed_document(folder):
     if not paths:
         raise UserError(f"{folder} has no speed*.json: make one with `studies/speed.py`")
     said = (
-        "What is compared took turns on the same machine, and ratios are of medians: how many "
-        "times as fast as what the row is against; *times ours*, *time / floor* and *idle* say how "
-        "many times as much it takes."
+        "What is compared took turns on the same machine, and ratios are of medians: times as fast "
+        "as *against*, but times as slow for *times ours*, *time / floor* and *idle*. Of the SAE, "
+        "*dense* gives every pre-activation and decoder row a gradient (K = 8). A *slope* is the "
+        "power of ten that ten times as many users, items or texts cost: 1 is linear."
     )
     blocks = ["# Speed", GENERATED, paragraph(said), bullets(SPEED_NOTES)]
     for path in paths:

@@ -296,7 +296,7 @@ def test_a_name_is_what_the_strongest_texts_say():
     vectors = dict(sail=[1.0, 0.0], calm=[0.9, 0.0], land=[0.0, 1.0]) | {"sail wind": [0.8, 0.0]}
     # sail, never without wind, means more and is in 9 / 13; calm is in 4 / 13, so both stand
     assert named(texts, [3.0, 1.0, 1.0, 1.0, 1.0], vectors) == "sail wind, calm"
-    # with codes 1.1 it has 1.21 / 5.21, less than a quarter, though 1.1 / 5.1 of the codes is, too
+    # with codes 1.1 it has 1.21 / 5.21 of the squares and 1.1 / 5.1 of the codes: below a quarter
     assert named(texts, [1.1, 1.0, 1.0, 1.0, 1.0], vectors) == "calm"
     # with 1.2 it is 1.44 / 5.44 of the squares, more than a quarter, and 1.2 / 5.2 of the codes
     assert named(texts, [1.2, 1.0, 1.0, 1.0, 1.0], vectors) == "calm, sail wind"

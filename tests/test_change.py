@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import safetensors.torch
 import torch
 
@@ -36,7 +37,8 @@ class BatchTopK(sae.SAE):
     """BatchTopK (Bussmann et al. 2024): a text may have more latents than another.
 
     In training the K x B largest of a batch stay, and the smallest of them moves a threshold; at
-    inference the threshold alone decides, so that a code does not depend on batch mates.
+    inference the threshold decides, so that a code does not depend on batch mates. A text has 4 K
+    latents at most.
     """
 
     def __init__(self, latents, active, width, seed=0):
@@ -111,6 +113,14 @@ def test_another_model(tiny_run):
     net, log = model.train_model(model.new_model(Squared, settings, data), data)
     ranks = saerec.rank_users(model.model_scores(net, data, "valid"), data, "valid")
     assert len(log) == 2 and saerec.ranking_metrics(ranks)["NDCG@10"] > 0
+
+
+def test_another_model_keeps_its_base_settings(monkeypatch):
+    """A subclass in MODELS takes what only its base has: --match is Grounded's alone."""
+    monkeypatch.setitem(model.MODELS, "squared", Squared)
+    model.check_model(model.ModelSettings(model="squared", match=1.0))
+    with pytest.raises(saerec.UserError, match="--public changes nothing without --model saerec"):
+        model.check_model(model.ModelSettings(model="squared", public=3))
 
 
 def test_other_data(tmp_path):

@@ -112,7 +112,7 @@ def test_eval_ranks_the_models_that_a_run_holds(tiny_run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "\nsaerec " in out and "\ngrounded " not in out
     assert " = history " in out and "  public " in out  # SAERec's reasons
-    assert " public intents (what most people's items share): " in out
+    assert " public intents (what most histories come near to): " in out
     again = json.loads((run / "metrics.json").read_text())["models"]
     assert again == {name: metrics["models"][name] for name in ("popularity", "sasrec", "saerec")}
 

@@ -158,7 +158,7 @@ def load_sae(folder, data=None):
         sae = SAE(len(tensors["W_dec"]), int(tensors["active"]), len(tensors["mean"]))
         sae.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:  # other tensors, or of other shapes
-        problem = f"{path} does not fit this version of sae.py"
+        problem = f"{path} is not of the SAE of sae.py as it is now"
         raise UserError(f"{problem}: make it again with `{made_by}`") from error
     return sae.eval(), meta
 

@@ -375,7 +375,7 @@ def answer_lines(told, wishes, data, labels):
         yield f"  {kind}  {labels[intent]}{source}"
     if told.public:
         public = "; ".join(labels[intent] for intent in told.public)
-        yield f"  public intents (what most people's items share): {public}"
+        yield f"  public intents (what most histories come near to): {public}"
     yield from wish_lines(wishes, labels)
     sentences = [why(one, labels) for one in told.listed]
     if not sentences:

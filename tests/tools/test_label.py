@@ -912,7 +912,7 @@ def test_an_sae_that_does_not_fit_is_refused(judged):
     path = judged / "sae.safetensors"
     tensors, meta = saerec.load_artifact(path, "sae.py")
     saerec.write_artifact(path, tensors | {"threshold": torch.zeros(())}, meta)
-    with pytest.raises(saerec.UserError, match="does not fit this version of sae.py: make it"):
+    with pytest.raises(saerec.UserError, match="is not of the SAE of sae.py as it is now: make it"):
         tool.load_judge(tool.LabelSettings(run=str(judged)))
 
 

@@ -575,7 +575,7 @@ def test_an_sae_of_another_version_is_refused(run, fails):
     saerec.write_artifact(intents, safetensors.torch.load_file(intents), meta)
     for name in ("saerec", "grounded"):  # which were made from the former intents
         (run / f"{name}.safetensors").unlink()
-    words = ("sae.safetensors does not fit this version of sae.py", "sae.py --run")
+    words = ("sae.safetensors is not of the SAE of sae.py as it is now", "sae.py --run")
     fails(report.main, ["--run", run, "--model", "sasrec"], *words)
 
 
