@@ -259,10 +259,11 @@ def encode(texts, tokenizer, bert, batch_tokens=4096):
     progress = Progress(sum(map(len, ids.values())), "embed: tokens")
     vectors = torch.zeros(len(texts), bert.words.shape[1])
     done = 0
-    while order:
-        S = len(ids[order[0]])
-        chosen = order[: max(1, batch_tokens // S)]
-        order = order[len(chosen) :]
+    begin = 0
+    while begin < len(order):
+        S = len(ids[order[begin]])
+        chosen = order[begin : begin + max(1, batch_tokens // S)]
+        begin += len(chosen)
         lengths = torch.tensor([len(ids[n]) for n in chosen])  # (B,)
         padded = [ids[n] + [tokenizer.pad] * (S - len(ids[n])) for n in chosen]
         vectors[chosen] = bert(torch.tensor(padded), lengths).cpu()
@@ -282,7 +283,7 @@ STOP_WORDS = frozenset(
 )
 MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
 MARKS += "\u200c\u200d"  # joiners, which stand within words of Persian and Hindi
-WORD = re.compile(rf"\w[\w{MARKS}'-]*")
+WORD = re.compile(rf"\w(?:[\w{MARKS}]|['-](?=\w))*")
 BETWEEN = re.compile(rf"[^\w{MARKS}\s'&-]+")
 
 
@@ -312,6 +313,11 @@ def terms_of(text):
             terms |= {word, f"{before}{gap}{word}".strip()}
             before = word
     return terms
+
+
+def is_phrase(term):
+    """Whether a term is of two words; each ideograph is one."""
+    return " " in term or (len(term) > 1 and bool(IDEOGRAPHS.match(term)))
 
 
 def alike(term, other):
@@ -432,12 +438,12 @@ def save_embeddings(settings, data, vectors, encoder):
 def encode_run(settings, data, tokenizer, bert, made_by):
     """Embed the texts and the words that may name an intent, and write both; made_by: dict."""
     vectors = encode(data.texts, tokenizer, bert, settings.batch_tokens)
+    words = name_candidates(data.texts)
+    word_vectors = encode(words, tokenizer, bert, settings.batch_tokens)
     made_by = made_by | dict(max_tokens=tokenizer.most)
     source = save_embeddings(settings, data, vectors, made_by)
-    words = name_candidates(data.texts)
-    vectors = encode(words, tokenizer, bert, settings.batch_tokens)
     path = source.with_name("vocabulary.safetensors")
-    save_artifact(path, dict(vectors=vectors), settings, data.hash, [source], words=words)
+    save_artifact(path, dict(vectors=word_vectors), settings, data.hash, [source], words=words)
     print(f"{path}: {len(words):,} words that may name an intent")
 
 

@@ -249,8 +249,9 @@ class SAERec(SASRec):
 
     def add_parameters(self, data, intents):
         J, E = intents.vectors.shape
-        if max(self.settings.personal, self.settings.public) > J:
-            raise UserError(f"--personal or --public is above the {J} intents there are: lower it")
+        self.register_buffer("known", intents.vectors.any(1), persistent=False)  # see load_intents
+        if max(self.settings.personal, self.settings.public) > self.known.sum():
+            raise UserError(f"--personal or --public is above {self.known.sum()} intents: lower it")
         # Row J is the absent intent (D7): a position with fewer than k intents attends to it
         self.register_buffer("vectors", F.pad(intents.vectors, (0, 0, 0, 1)), persistent=False)
         self.project = torch.nn.Linear(E, self.settings.width)  # W and the bias of (5)
@@ -266,24 +267,23 @@ class SAERec(SASRec):
         h: [P, D]; z: [J+1, D]. df counts the positions where an intent is among the k most similar;
         the moving averages of df and n, the positions, move in training only (D8).
         """
-        k = self.settings.personal
-        J = len(self.df)
-        similarity = (F.normalize(h, dim=1) @ F.normalize(z[:J], dim=1).T).relu()  # (P, J)
+        cosine = F.normalize(h, dim=1) @ F.normalize(z[:-1], dim=1).T  # (P, J)
+        similarity = cosine.relu() * self.known
         idf = torch.log((1 + self.n) / (1 + self.df))
-        r, chosen = (similarity * idf).topk(k)  # (P, k)
+        r, chosen = (similarity * idf).topk(self.settings.personal)  # (P, k)
         if self.training:
-            top = similarity.topk(k)
-            count = torch.zeros(J + 1, device=h.device)  # of positions: per intent, and of all
+            top = similarity.topk(self.settings.personal)
+            count = torch.zeros(len(z), device=h.device)  # of positions: per intent, and of all
             count.index_add_(0, top.indices.flatten(), (top.values > 0).float().flatten())
-            count[J] = len(h)
+            count[-1] = len(h)
             sum_over_processes(count)
-            self.df.lerp_(count[:J], 1 - self.df_decay)
-            self.n.lerp_(count[J], 1 - self.df_decay)
-        return torch.where(r > 0, chosen, J)
+            self.df.lerp_(count[:-1], 1 - self.df_decay)
+            self.n.lerp_(count[-1], 1 - self.df_decay)
+        return torch.where(r > 0, chosen, len(self.df))
 
     def public_intents(self):
         """Equation (8): the g intents of highest document frequency -> int64 [g]."""
-        return self.df.topk(self.settings.public).indices
+        return self.df.masked_fill(~self.known, -1).topk(self.settings.public).indices
 
     def forward(self, items, vectors, wanted):
         h = self.embed(vectors)  # (B, T, D)

@@ -44,7 +44,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from embed import distinct, terms_of, whole_phrases
+from embed import distinct, is_phrase, terms_of, whole_phrases
 
 SMALL = 64  # up to so many latents per active one the dense gradient is the cheaper
 MOST_TEXTS = 0.5  # what more texts say is boilerplate, and names nothing
@@ -76,7 +76,7 @@ def resolve(settings, corpus):
     be fine-grained. And an intent needs words of its own: M is at most near a third of the words.
     """
     N = len(corpus.data.texts)
-    words = sum(" " not in name for name in corpus.terms[0])
+    words = sum(not is_phrase(name) for name in corpus.terms[0])
     power = np.clip(np.rint(np.log2(max(min(N / 4, words / 3), 1))), 6, 14)
     latents = settings.latents or 2 ** int(power)
     steps = settings.steps or int(np.clip(100 * N / settings.batch, 300, 5000))
@@ -498,7 +498,8 @@ def item_codes(codes, text_item, items, intent_of_latent):
 
 def count_terms(texts, least=3):
     """Terms of at least `least` texts -> ({term: its number}, SparseRows [N, terms] of ones)."""
-    found = [sorted(terms_of(text)) for text in texts]
+    once = {}  # each term is kept once, however many texts say it
+    found = [[once.setdefault(term, term) for term in sorted(terms_of(text))] for text in texts]
     count = collections.Counter(term for terms in found for term in terms)
     common = [term for term, texts in count.items() if texts >= least]
     number = {term: n for n, term in enumerate(common)}
@@ -768,14 +769,14 @@ def sort_by(numbers, values):
 def load_intents(folder, data, device="cpu"):
     """The intents of a run, as its recommenders see them -> Intents. Raises UserError.
 
-    What a language model judged to be no intent loses its codes: it is never met, and the others
-    keep their numbers.
+    What a language model judged to be no intent loses its codes and its vector: it is never met,
+    and the others keep their numbers.
     """
     path = Path(folder) / "intents.safetensors"
     tensors, _ = load_artifact(path, f"sae.py --run {folder}", data)
     kept = tensors["is_intent"][tensors["indices"].long()]
     bounds = cell_bounds(kept.long())[tensors["indptr"]]  # cells kept before each old bound
-    vectors = tensors["vectors"]
+    vectors = tensors["vectors"] * tensors["is_intent"][:, None]
     codes = SparseRows(bounds, tensors["indices"][kept], tensors["values"][kept], len(vectors))
     return Intents(vectors.to(device), codes.to(device))
 

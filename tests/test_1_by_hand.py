@@ -216,6 +216,20 @@ def test_terms_are_words_and_phrases_within_punctuation():
     assert found == words | {"dark-blue sky", "bob red", "red car"}  # none across "," or "and"
 
 
+def test_apostrophes_and_hyphens_stand_within_words_alone():
+    """So that a word in quotes is the word, and of several dogs."""
+    found = embed.terms_of("'Alien' dogs' x-ray, well- made; great--really, -a rock'n'roll-")
+    words = {"alien", "dogs", "x-ray", "well", "made", "great", "really", "rock'n'roll"}
+    pairs = {"alien dogs", "dogs x-ray", "well made", "great really"}
+    assert found == words | pairs
+
+
+def test_a_phrase_is_of_two_words_and_each_ideograph_is_one():
+    phrases = ["space war", "\u5317\u4eac", "\u4eac 2008"]
+    words = ["space", "film-noir", "\u5317", "\u0939\u093f\u0928\u094d\u0926\u0940", "\u30ab\u30ca"]
+    assert all(map(embed.is_phrase, phrases)) and not any(map(embed.is_phrase, words))
+
+
 def test_keywords_are_more_frequent_in_an_intents_texts_and_share_no_word():
     """Of 8 training texts an intent has 4. "space war" is in 3 of them, "war" in these and one
     other, "film" in all, and "shot" in its 4 and one more, which is most."""

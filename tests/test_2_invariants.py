@@ -890,8 +890,28 @@ def test_what_was_judged_no_intent_has_no_codes(tmp_path, tiny_run):
     tensors["is_intent"][2] = False
     saerec.write_artifact(run / "intents.safetensors", tensors, meta)
     data = saerec.run_dataset(run)
+    assert not sae.load_intents(run, data).vectors[2].any()
     before = sae.load_intents(tiny_run, data).codes.dense()
     after = sae.load_intents(run, data).codes.dense()
     assert before[:, 2].any() and not after[:, 2].any()
     before[:, 2] = 0
     assert torch.equal(before, after)
+
+
+def test_what_was_judged_no_intent_is_not_attended_to(monkeypatch):
+    """SAERec without the vectors of some intents: they are neither personal nor public."""
+    h = torch.randn(50, 8)
+    net = build(model.SAERec)
+    z = net.project(net.vectors)
+    assert net.public_intents().tolist() == [3, 1] and (net.personal_intents(h, z) == 5).any()
+    vectors = INTENTS.vectors.clone()
+    vectors[[3, 5]] = 0
+    monkeypatch.setitem(globals(), "INTENTS", INTENTS._replace(vectors=vectors))
+    net = build(model.SAERec).train()
+    z = net.project(net.vectors)
+    chosen = net.personal_intents(h, z)
+    assert not torch.isin(chosen, torch.tensor([3, 5])).any() and (chosen < J).any()
+    assert net.df[3] == pytest.approx(0.9 * 30) and net.df[5] == pytest.approx(0.9 * 8)
+    assert net.df.argmax() == 3 and not {3, 5} & set(net.public_intents().tolist())
+    with pytest.raises(saerec.UserError, match="above 5 intents: lower it"):
+        build(model.SAERec, public=6)

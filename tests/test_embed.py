@@ -238,6 +238,21 @@ def test_words_lie_beside_the_embeddings_that_they_belong_to(tiny_data, tmp_path
     assert sae.load_corpus(run, sae.SaeSettings(run=str(run))).words == {}
 
 
+def test_vectors_are_not_written_without_their_words(tiny_data, tmp_path, tiny, monkeypatch):
+    """Stopped between the two, sae.py would name intents by keywords, and say nothing of it."""
+    encode = embed.encode
+
+    def stopped(texts, *more):
+        if "planet" in texts:
+            raise KeyboardInterrupt
+        return encode(texts, *more)
+
+    monkeypatch.setattr(embed, "encode", stopped)
+    run = tmp_path / "run"
+    assert embed.main(["--data", str(tiny_data), "--run", str(run), "--max-tokens", "16"]) == 2
+    assert not list(run.glob("*.safetensors"))
+
+
 def refusal(main, fails, tiny_data, tmp_path):
     """check(arguments, *words): the command fails with one sentence and leaves nothing in the run folder."""
 
