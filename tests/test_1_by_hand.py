@@ -230,15 +230,33 @@ def test_a_phrase_is_of_two_words_and_each_ideograph_is_one():
     assert all(map(embed.is_phrase, phrases)) and not any(map(embed.is_phrase, words))
 
 
-def test_keywords_are_more_frequent_in_an_intents_texts_and_share_no_word():
-    """Of 8 training texts an intent has 4. "space war" is in 3 of them, "war" in these and one
-    other, "film" in all, and "shot" in its 4 and one more, which is most."""
+def test_keywords_are_more_frequent_in_an_intents_texts():
+    """Of 8 training texts an intent has 4. "space war" is in 3 of them and no other, "film" in all,
+    "war" in 3 of its 4 and one more, which is half of all, and "shot" in most texts."""
     names = ["film", "space war", "war", "sea", "shot"]
-    counts = [torch.tensor(one).numpy() for one in ([4, 3, 3, 1, 4], [8, 3, 4, 2, 5])]
+    counts = [np.array(one) for one in ([4, 3, 3, 1, 4], [8, 3, 4, 2, 5])]
     found = sae.find_keywords(names, *counts, active=4, total=8, count=5)
-    assert list(found) == ["space war"]  # "war" shares a word with it
+    assert list(found) == ["space war"]
     inside, outside = 3.5 / 5, 0.5 / 5
     assert found["space war"] == pytest.approx(math.log(inside / outside))
+
+
+def test_keywords_come_in_the_order_of_what_they_tell_and_share_no_word():
+    """Of 16 training texts an intent has 4: "war" is in these alone, "boat" in two of them alone,
+    "sea" in three and three others; "space war", in three, has the word of "war"."""
+    names = ["sea", "space war", "war", "boat"]
+    counts = np.array([3, 3, 4, 2]), np.array([6, 3, 4, 2])
+    found = sae.find_keywords(names, *counts, active=4, total=16, count=3)
+    assert list(found) == ["war", "boat", "sea"]
+
+
+def test_a_word_means_an_intent_by_what_its_texts_are_beyond_all():
+    """The intent's texts have the mean (4, 1), all texts (2, 1.5): less that it is (2, -.5)."""
+    x = torch.tensor([[4.0, 0.0], [4.0, 2.0], [0.0, 1.0], [0.0, 3.0]])
+    none_held_out = torch.zeros(4, dtype=torch.bool)
+    corpus = sae.Corpus(None, x, none_held_out, {"right": 0, "up": 1}, torch.eye(2))
+    scores, numbers = sae.meanings(corpus, [torch.tensor([0, 1])], ["right", "up"])
+    assert numbers.tolist() == [[0, 1]] and scores[0, 0] > 0 > scores[0, 1]
 
 
 def test_marks_stay_with_their_letters_and_ideographs_are_words():
@@ -390,6 +408,17 @@ def tiny_model(Model, training=(1, 2, 3), **changes):
     items = torch.tensor(training).int().numpy()
     data = types.SimpleNamespace(items=["", "a", "b", "c"], training_items=lambda: items)
     return Model(tiny_settings(**changes), data, tiny_intents()).eval()
+
+
+def test_the_absent_intent_is_nothing_and_is_not_counted():
+    """D7 and D8: a position that no intent resembles lowers df, .9 of 4, and moves n by itself."""
+    net = tiny_model(model.SAERec, personal=1, public=1).train()
+    assert not net.vectors[-1].any()
+    net.n.fill_(9)
+    net.df.copy_(torch.tensor([4.0, 0.0]))
+    z = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    assert net.personal_intents(torch.tensor([[-1.0, 0.0]]), z).tolist() == [[2]]
+    assert net.df.tolist() == pytest.approx([3.6, 0]) and net.n.item() == pytest.approx(8.2)
 
 
 def test_personal_intents_are_similar_to_the_position_and_rare():

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import embed
 import eval as evaluation
 import model
 import sae
@@ -522,6 +523,44 @@ def test_project_then_step_then_normalize():
         torch.testing.assert_close(net.W_dec.norm(dim=1), torch.ones(32))
 
 
+def test_a_step_reads_noise_rebuilds_x_and_leaves_unit_rows():
+    """Two steps of the SAE against the same written out."""
+    one = random_sae()
+    two = random_sae()
+    x, _ = planted(60)
+    noise = torch.randn(60, 24, generator=torch.Generator().manual_seed(3))
+    settings = sae.SaeSettings(auxk=0)
+    optimizers = [torch.optim.Adam(net.parameters(), lr=0.01) for net in (one, two)]
+    for net in (one, two):
+        net.normalize_decoder()
+    for _ in range(2):
+        sae.train_step(one, optimizers[0], x, noise, torch.zeros(0).long(), 60, settings)
+        optimizers[1].zero_grad()
+        ((x - two.decode(two.encode(x + noise))).square().sum() / 60).backward()
+        with torch.no_grad():
+            along = (two.W_dec.grad * two.W_dec).sum(1, keepdim=True)
+            two.W_dec.grad -= along * two.W_dec
+            optimizers[1].step()
+            two.W_dec /= two.W_dec.norm(dim=1, keepdim=True)
+    for p, q in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_the_learning_rate_falls_over_the_last_fifth(monkeypatch):
+    step = sae.train_step
+    rates = []
+
+    def noted(net, optimizer, *more):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(net, optimizer, *more)
+
+    monkeypatch.setattr(sae, "train_step", noted)
+    sizes = dict(latents=8, active=2, steps=10, batch=16, members=1)
+    x, _ = planted(60)
+    sae.train_sae(x, held_out(60), sae.SaeSettings(run="x", lr=0.5, **sizes))
+    assert rates == pytest.approx([0.5] * 9 + [0.25])
+
+
 def test_scaling_makes_the_variance_one():
     """Of the chosen rows, more than are read at a time."""
     x = 7 * planted(10_000)[0] + 3
@@ -656,6 +695,70 @@ def test_dead_latents_get_a_gradient_through_auxk_alone_and_revive(monkeypatch):
     assert alive[16] > alive[0] + 0.1, alive
 
 
+def library_parts(run):
+    """A Corpus of the tiny run whose topic words have vectors, and the codes of its texts."""
+    corpus = sae.load_corpus(run, sae.SaeSettings(run=str(run), held_out=0.2))
+    words = " ".join(TOPICS.values()).split()
+    centred = corpus.embeddings - corpus.embeddings.mean(0)
+    vectors = []
+    for word in words:
+        said = torch.tensor([word in one for one in corpus.data.texts])
+        vectors.append(centred[said].mean(0))
+    known = {word: n for n, word in enumerate(words)}
+    corpus = dataclasses.replace(corpus, words=known, word_vectors=torch.stack(vectors))
+    net = sae.SAE(16, 3, 8)
+    net.load_state_dict(saerec.load_artifact(run / "sae.safetensors", "")[0])
+    return corpus, sae.encode_all(net, corpus.embeddings)
+
+
+def names_of(corpus, codes):
+    """Label and keywords of all 16 latents."""
+    fires = codes.values > 0
+    bounds = sae.cell_bounds(fires.sum(1))
+    by_text = sae.SparseRows(bounds, codes.latents[fires], codes.values[fires], 16)
+    return list(sae.name_intents(torch.arange(16), by_text.transposed, corpus, 5))
+
+
+def test_names_do_not_see_held_out_texts(tiny_run):
+    """Other words, codes and embeddings of theirs: every label and keyword stays."""
+    corpus, codes = library_parts(tiny_run)
+    held_out = corpus.held_out[:, None]
+    embeddings = torch.where(held_out, corpus.embeddings.flip(0) + 5, corpus.embeddings)
+    other = dataclasses.replace(corpus, embeddings=embeddings)
+    number, terms = corpus.terms
+    rows = torch.arange(len(held_out))
+    others_rows = torch.where(corpus.held_out, rows.flip(0), rows)
+    other.__dict__["terms"] = number, terms.gather(others_rows)  # in place of the cached ones
+    latents = torch.where(held_out, (codes.latents + 5) % 16, codes.latents)
+    assert names_of(other, codes._replace(latents=latents)) == names_of(corpus, codes)
+
+
+def test_names_are_judged_on_held_out_texts_pair_by_pair(tiny_run):
+    """Both AUROCs of keywords, by all pairs of a text that fires and one that doesn't."""
+    corpus, codes = library_parts(tiny_run)
+    corpus = dataclasses.replace(corpus, words={}, word_vectors=torch.zeros(0, 8))
+    settings = sae.SaeSettings(run=str(tiny_run), members=2, min_items=2, held_out=0.2)
+    _, rows = sae.build_library(torch.eye(16, 8), codes, torch.ones(16), corpus, settings)
+    test = corpus.held_out.nonzero()[:, 0].tolist()
+    said = [embed.terms_of(corpus.data.texts[t]) for t in test]
+    before = None
+    judged = 0
+    for row, (_, odds) in zip(rows, names_of(corpus, codes), strict=True):
+        fires = [bool(codes.values[t][codes.latents[t] == row["latent"]].sum() > 0) for t in test]
+        score = [sum(value for term, value in odds.items() if term in terms) for terms in said]
+        for name, given in (("detection_auroc", score), ("permuted_auroc", before)):
+            if given is None or len(set(fires)) < 2:
+                assert row[name] is None
+                continue
+            own = [one for one, fired in zip(given, fires) if fired]
+            others = [one for one, fired in zip(given, fires) if not fired]
+            won = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(own, others)]
+            assert row[name] == pytest.approx(np.mean(won))
+            judged += 1
+        before = score
+    assert judged > 10
+
+
 def test_library_names_what_it_found(tiny_run):
     rows = evaluation.read_intents(tiny_run)
     assert [row["intent"] for row in rows] == list(range(len(rows)))
@@ -672,6 +775,79 @@ def test_library_names_what_it_found(tiny_run):
     tensors = saerec.load_artifact(tiny_run / "intents.safetensors", "")[0]
     assert tensors["support"].tolist() == [row["support"] for row in rows]
     assert tensors["latent"].tolist() == [row["latent"] for row in rows]
+
+
+def test_the_model_kept_is_that_of_the_best_epoch(tiny_run, monkeypatch):
+    """And training stops when as many epochs as --patience says were no better."""
+    data = saerec.run_dataset(tiny_run)
+    ndcg = iter([0.1, 0.3, 0.2, 0.25, 0.9])
+    parameters = []
+
+    def validate(net, data):
+        parameters.append({name: t.clone() for name, t in net.state_dict().items()})
+        return {"NDCG@10": next(ndcg), "HR@10": 0.5}
+
+    monkeypatch.setattr(model, "validate", validate)
+    flags = dict(width=8, epochs=9, patience=2, device="cpu")
+    settings = model.ModelSettings(run=str(tiny_run), **flags)
+    net, log = model.train_model(model.new_model(model.SASRec, settings, data), data)
+    assert [line["valid_NDCG@10"] for line in log] == [0.1, 0.3, 0.2, 0.25]
+    kept = net.state_dict()
+    assert all(torch.equal(kept[name], t) for name, t in parameters[1].items())
+    assert not torch.equal(kept["item.weight"], parameters[3]["item.weight"])
+
+
+def test_models_train_with_dropout_and_rank_without(tiny_run, monkeypatch):
+    data = saerec.run_dataset(tiny_run)
+    settings = model.ModelSettings(run=str(tiny_run), width=8, epochs=2, device="cpu")
+    net = model.new_model(model.SASRec, settings, data)
+    when = []
+    rank_users = saerec.rank_users
+
+    def loss(net, batch):
+        when.append(("loss", net.training))
+        return model.catalogue_loss(net, batch)
+
+    def ranks(*arguments):
+        when.append(("ranks", net.training))
+        return rank_users(*arguments)
+
+    monkeypatch.setattr(model, "rank_users", ranks)
+    model.train_model(net, data, loss)
+    assert set(when) == {("loss", True), ("ranks", False)}
+    assert when.count(("ranks", False)) == 2 and when[-1][0] == "ranks"
+
+
+@pytest.mark.parametrize("Model, times", [*zip(MODELS, (5, 17, 5))])
+def test_dropout_is_everywhere(Model, times, monkeypatch):
+    """Once on the input, twice in each block of attention, and on the weights of intents."""
+    net = build(Model).train()
+    dropout = model.dropout
+    seen = []
+
+    def counted(x, p, training):
+        seen.append((p, training))
+        return dropout(x, p, training)
+
+    monkeypatch.setattr(model, "dropout", counted)
+    items, _, real = padded(*histories([6, 6]))
+    net(items, F.embedding(items, net.item_table()), places(real))
+    assert seen == [(0.5, True)] * times
+
+
+def test_batches_are_drawn_anew():
+    """Which rows go together, where lengths tie, and in what order batches come."""
+    random = saerec.generator(0, "x")
+    alike = model.Rows(torch.arange(60), torch.full((60,), 3))
+    passes = []
+    for _ in range(2):
+        batches = model.shuffled_batches(alike, 30, random)
+        passes.append({tuple(sorted(batch.tolist())) for batch in batches})
+    assert passes[0] != passes[1]
+    longer = model.Rows(torch.arange(60), torch.arange(60) // 10 + 1)
+    batches = model.shuffled_batches(longer, 30, random)
+    lengths = [float(longer.length[batch].float().mean()) for batch in batches]
+    assert lengths != sorted(lengths)
 
 
 @pytest.mark.parametrize("Model", MODELS)
@@ -852,15 +1028,15 @@ def test_metrics_name_the_seeds_of_their_models(tmp_path, tiny_data, tiny_run):
 
 
 @pytest.mark.parametrize("name", ["sasrec", "saerec", "grounded"])
-def test_save_and_load_give_the_same_scores(tiny_run, name):
+def test_a_saved_model_validates_as_its_log_says(tiny_run, name):
+    """In another process, and at the epoch that was best."""
     data = saerec.run_dataset(tiny_run)
-    scores = []
-    for _ in range(2):
-        net = evaluation.load_model(tiny_run, name, data)
-        scores.append(model.model_scores(net, data, "test")(torch.arange(5)))
-    assert torch.equal(*scores) and torch.isfinite(scores[0]).all()
+    net = evaluation.load_model(tiny_run, name, data)
+    lines = (tiny_run / f"{name}_log.csv").read_text().splitlines()
+    best = max(float(line.split(",")[-1]) for line in lines[1:])
+    assert lines[0].endswith(",valid_NDCG@10")
+    assert model.validate(net, data)["NDCG@10"] == pytest.approx(best, rel=1e-4)
     stored = saerec.load_artifact(tiny_run / f"{name}.safetensors", "")[0]
-    assert all(torch.equal(stored[key], value) for key, value in net.state_dict().items())
     if name == "saerec":
         assert stored["n"] > 0 and stored["df"].sum() > 0  # the moving averages are saved
 

@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import embed
 import eval as evaluation
 import model
 import sae
@@ -225,6 +226,8 @@ def test_data_that_moved_are_named(moved, fails, tmp_path, tiny_data):
     assert sae.main([*here, *SMALL["sae"].split()]) == 0
     assert model.main([*here, *SMALL["model"].split(), "--model", "sasrec"]) == 0
     assert evaluation.main(here) == 0
+    again = embed.EmbedSettings(run=str(moved), data=str(tmp_path / "shop"))
+    assert len(embed.claim_run(again).users) == 24  # no run of others: theirs are not there
     other = write_dataset(tmp_path / "other", users=30)
     fails(sae.main, ["--run", moved, "--data", other], "another dataset than", other, "again")
 

