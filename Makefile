@@ -138,5 +138,5 @@ $(RUN)/grounded.safetensors: $(RUN)/intents.jsonl model.py sae.py saerec.py $(ca
 $(RUN)/metrics.json: $(patsubst %,$(RUN)/%.safetensors,sasrec saerec grounded) eval.py
 	$(PY) eval.py $(COMMON)
 
-$(RUN)/report.html: $(RUN)/metrics.json $(wildcard tools/report.* $(RUN)/interpret.json $(RUN)/ablation.json $(RUN)/steering.json)
+$(RUN)/report.html: $(RUN)/metrics.json $(wildcard tools/report.* tools/recommend.py tools/asked.py $(RUN)/interpret.json $(RUN)/ablation.json $(RUN)/steering.json)
 	$(PY) tools/report.py $(COMMON)

@@ -59,6 +59,8 @@ def read_intents(folder):
     path = Path(folder) / "intents.jsonl"
     made_by = f"sae.py --run {folder}"
     latents = load_artifact(path.with_suffix(".safetensors"), made_by)[0]["latent"].tolist()
+    if not path.is_file():
+        raise UserError(f"{path} is missing, so the intents have no names: bring it, or another run")
     try:
         with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]

@@ -284,7 +284,7 @@ def ablate(settings):
     results = {name: [] for name in names}
     # A seed for all rows, then the next: what is there when it is interrupted can be compared
     for seed in range(settings.seed, settings.seed + settings.seeds):
-        one = dataclasses.replace(base, seed=seed, device=settings.device)
+        one = dataclasses.replace(base, seed=seed, device=settings.device, data=settings.data)
         for name in names:
             results[name].append(finish(name, data, one))
     report = ablation_report(data, results, settings)

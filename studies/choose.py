@@ -49,10 +49,16 @@ def standard_error(values):
 
 
 def read_before(path, made_with):
-    """{row: {seed: NDCG@10}} of an interrupted run on the same data, intents and flags, or {}."""
+    """{row: {seed: NDCG@10}} of an interrupted run on the same data, intents and flags, or {}.
+
+    Raises UserError if the file is broken.
+    """
     if not path.is_file():
         return {}
-    report = json.loads(path.read_text("utf-8"))
+    try:
+        report = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): delete it") from error
     return report["valid"] if made_with.items() <= report.items() else {}
 
 
@@ -69,8 +75,9 @@ def choose(settings):
     made_with = dict(hash=data.hash, model_flags=settings.model_flags)
     made_with["intents"] = file_hash(path.with_name("intents.safetensors"))
     valid = read_before(path, made_with)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
     report = dict(dataset=data.folder.name, users=len(data.users), valid=valid) | made_with
-    for seed in range(settings.seed, settings.seed + settings.seeds):
+    for seed in seeds:
         for name in names:
             scores = valid.setdefault(name, {})
             if str(seed) not in scores:
@@ -78,12 +85,12 @@ def choose(settings):
                 scores[str(seed)] = validation_score(name, data, base, seed)
                 write_lines(path, [json.dumps(report, indent=1)])
     for name in names:
-        values = list(valid[name].values())
+        values = [valid[name][str(seed)] for seed in seeds]
         mean = sum(values) / len(values)
         error = standard_error(values)
         spread = f" ± {error:.4f}" if error is not None else ""
-        seeds = f"{len(values)} seed(s), ± standard error"
-        print(f"{name:30} validation NDCG@10 {mean:.4f}{spread} ({seeds})")
+        said = f"{len(values)} seed(s), ± standard error"
+        print(f"{name:30} validation NDCG@10 {mean:.4f}{spread} ({said})")
     write_result(settings.run, "choice", report, settings.out)
 
 

@@ -80,7 +80,7 @@ def write_csv(path, header, rows):
     """Write a CSV file for spreadsheets, atomically; UTF-8, lines end as RFC 4180 says."""
 
     def write(temporary):
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        with open(temporary, "w", encoding="utf-8-sig", newline="") as file:  # for spreadsheets
             csv.writer(file).writerows([header, *rows])
 
     write_atomically(path, write)
@@ -139,7 +139,7 @@ def read_sheet(path, column):
         if not row.get("question") or len(value) != 1 or value not in allowed:
             problem = f"{column} is {value!r}, not one of {', '.join(allowed)}"
             raise UserError(f"{path} row {number}: {problem}: fill it in")
-        answers[row["question"]] = (row["task"], int(value))
+        answers[row["question"]] = (row.get("task"), int(value))
     return answers
 
 
@@ -186,13 +186,19 @@ def agreement(answers):
     return f"Cohen's kappa {np.mean(pairs):.2f}{several}, Fleiss' kappa {fleiss_kappa(answers):.2f}"
 
 
+def tasks_of(answers):
+    """What is asked, of answers as `read_sheet` gives them -> {question: task}."""
+    return {question: task for question, (task, _) in answers.items()}
+
+
 def score_sheets(settings):
     """Print accuracy and agreement of filled sheets. Raises UserError."""
     sheets = [read_sheet(path, "answer") for path in settings.sheets]
     first = sheets[0]
     key = read_sheet(settings.key, "right") if settings.key else {}
+    asked = tasks_of(first)
     for path, sheet in zip(settings.sheets, sheets):
-        if sheet.keys() != first.keys() or (key and sheet.keys() != key.keys()):
+        if tasks_of(sheet) != asked or (key and tasks_of(key) != asked):
             problem = f"{path} has other questions than {settings.sheets[0]} or the key"
             raise UserError(f"{problem}: give copies of one sheet")
     for task in ("intruder", "label"):

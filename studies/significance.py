@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from saerec import HERE, user_metrics, write_lines
+from saerec import HERE, file_hash, user_metrics, write_lines
 
 import numpy as np
 
@@ -159,10 +159,14 @@ def current_commit():
 def write_result(folder, name, report, copy=""):
     """Write what was measured as FOLDER/NAME.json, and as the file `copy` too if one is named.
 
-    The commit and the command that made it are added.
+    The commit and the command that made it are added, and the hash of the intents that FOLDER has,
+    by which tools/report.py knows what it does not belong to.
     """
     command = " ".join(["python", *map(shlex.quote, sys.argv)])
     report = report | dict(commit=current_commit(), command=command)
+    intents = Path(folder) / "intents.safetensors"
+    if intents.is_file():
+        report["intents"] = file_hash(intents)
     paths = [Path(folder) / f"{name}.json"]
     if copy:
         paths.append(Path(copy))

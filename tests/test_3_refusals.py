@@ -328,6 +328,14 @@ def test_intents_in_words_that_do_not_belong(fails, tmp_path, tiny_run):
     fails(evaluation.main, ["--run", run], "intents.jsonl cannot be read", "sae.py")
 
 
+def test_intents_without_names_are_not_to_be_made_again(fails, tmp_path, tiny_run):
+    """By sae.py, which would put its own in the place of a study's."""
+    run = copy_run(tiny_run, tmp_path / "run")
+    (run / "intents.jsonl").unlink()
+    with pytest.raises(saerec.UserError, match="intents.jsonl is missing, so the intents have no"):
+        evaluation.read_intents(run)
+
+
 def test_a_run_without_a_model(fails, tmp_path, tiny_run):
     run = copy_run(tiny_run, tmp_path / "run", "[ei]*")
     fails(evaluation.main, ["--run", run], "no trained model", "model.py --run")

@@ -31,7 +31,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    Progress, UserError, generator, load_artifact, run_command, setting, write_artifact, write_rows,
+    Progress, UserError, file_hash, generator, load_artifact, run_command, setting, write_artifact,
+    write_rows,
 )  # fmt: skip
 
 import torch  # noqa: E402
@@ -648,8 +649,13 @@ def label(settings):
     restore_names(rows)
     chosen, why = choose_names(rows, answers, judge)
     name_rows(rows, answers, chosen)
+    path = folder / "intents.jsonl"
+    made = path.stat()
+    codes = file_hash(path.with_suffix(".safetensors"))
     lines = [] if settings.names_only else list(take_verdicts(rows, answers, settings))
-    write_rows(folder / "intents.jsonl", rows)
+    write_rows(path, rows)
+    if file_hash(path.with_suffix(".safetensors")) == codes:  # make need not train again for names
+        os.utime(path, ns=(made.st_atime_ns, made.st_mtime_ns))
     print(f"{len(chosen)} of {len(rows)} intents named")
     for reason, count in why.most_common():
         print(f"  {count} keep their label: {reason}")

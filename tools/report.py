@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, UserError, generator, load_artifact, pick_device, rank_users, run_command,
-    run_dataset, setting, target_ranks, user_metrics, write_lines,
+    StageSettings, UserError, file_hash, generator, load_artifact, pick_device, rank_users,
+    run_command, run_dataset, setting, target_ranks, user_metrics, write_lines,
 )  # fmt: skip
 
 import numpy as np  # noqa: E402
@@ -376,16 +376,15 @@ def intents_section(folder, intents, data, users, settings):
 
 
 def items_section(codes, data):
-    """Titles of the most popular items with their largest intents -> [[title, [intent, ...]], ...].
+    """Titles of the most popular items with their intents -> [[title, [intent, ...]], ...].
 
-    codes: SparseRows [V+1, J].
+    codes: SparseRows [V+1, J]; the largest come first.
     """
     taken = np.bincount(data.training_items(), minlength=len(data.items))[1:]
     section = []
     for item in (np.argsort(-taken, kind="stable")[:TITLES] + 1).tolist():
         intents, code = codes.row(item)
-        largest = intents[code.argsort(descending=True)[:5]].tolist()
-        section.append([data.titles[item], largest])
+        section.append([data.titles[item], intents[code.argsort(descending=True)].tolist()])
     return section
 
 
@@ -412,7 +411,7 @@ def read_log(path):
 
 
 def read_result(folder, name):
-    """A JSON file of the run, or {} if that measurement was not made -> dict.
+    """A JSON file of the run -> dict; {} if there is none, or it was measured with other intents.
 
     Raises UserError if it cannot be read.
     """
@@ -420,10 +419,15 @@ def read_result(folder, name):
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         problem = f"{path} is not valid JSON ({error})"
         raise UserError(f"{problem}: delete it and make it again") from error
+    intents = folder / "intents.safetensors"
+    if intents.is_file() and found.get("intents", "") not in ("", file_hash(intents)):
+        print(f"{path} was measured with other intents than the run has now: left out")
+        return {}
+    return found
 
 
 def models_section(metrics):
@@ -633,6 +637,7 @@ def run_content(folder, settings):
             most = strongest_users(models["grounded"], data, settings.seed)
         behind["intents"] = intents_section(folder, intents, data, most, settings)
         behind["items"] = items_section(codes, data)
+        behind["intent_count"] = len(read_intents(folder))
     users = users_section(models, codes, data, settings)
     if codes is not None:
         labels = [row["label"] for row in read_intents(folder)]

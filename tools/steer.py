@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, UserError, claim, generator, pick_device, ranking_metrics, run_command,
-    run_dataset, setting, target_ranks, write_lines,
+    StageSettings, UserError, claim, file_hash, generator, pick_device, ranking_metrics,
+    run_command, run_dataset, setting, target_ranks, write_lines,
 )  # fmt: skip
 
 import torch  # noqa: E402
@@ -150,6 +150,7 @@ def measure(settings):
     rows = steering_curve(model, codes, data, users, strengths, settings.seed)
     print(*table_lines(rows), sep="\n")
     report = dict(dataset=data.folder.name, model=settings.model, users=len(users), rows=rows)
+    report |= dict(seed=settings.seed, intents=file_hash(folder / "intents.safetensors"))
     write_lines(folder / "steering.json", [json.dumps(report, indent=1)])
     print(f"written to {folder / 'steering.json'}")
 

@@ -103,6 +103,20 @@ def test_rivals_are_made_once_and_used_twice(everything):
     assert meta["rival"] == dict(kind="half-k", seed=0, changes=dict(active=0.5), of=own)
 
 
+def test_rows_read_the_data_where_they_are_now(tiny_run, tiny_data, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def finish(name, data, settings):
+        raise Asked(settings.data, settings.seed)
+
+    monkeypatch.setattr(ablate, "finish", finish)
+    flags = ["--run", str(tiny_run), "--data", str(tiny_data), "--only", "SASRec", "--seed", "7"]
+    with pytest.raises(Asked) as asked:
+        ablate.main(flags)
+    assert asked.value.args == (str(tiny_data), 7)
+
+
 def test_ablation_resumes_and_its_numbers_are_those_of_the_ranks(tmp_path, tiny_run, capsys):
     run = copy_run(tiny_run, tmp_path / "run")
     out = tmp_path / "ablation.json"

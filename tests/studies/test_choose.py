@@ -45,6 +45,24 @@ def test_rows_are_compared_on_validation_and_resumed(tmp_path, tiny_run, monkeyp
     assert choose.main(argv) == 0 and len(parts) == 16
 
 
+def test_means_are_over_the_seeds_that_were_asked_for(tmp_path, tiny_run, monkeypatch, capsys):
+    """Though more of one row are there: else rows of different seeds would be compared."""
+    run = copy_run(tiny_run, tmp_path / "run")
+    monkeypatch.setattr(choose, "validation_score", lambda name, data, base, seed: seed / 10)
+    argv = ["--run", str(run), "--device", "cpu", "--only"]
+    assert choose.main([*argv, "Grounded", "--seeds", "4"]) == 0
+    capsys.readouterr()
+    assert choose.main([*argv, "Grounded,SASRec", "--seeds", "2"]) == 0
+    lines = [one for one in capsys.readouterr().out.splitlines() if "validation NDCG@10" in one]
+    assert len(lines) == 2 and all("NDCG@10 0.0500 ± 0.0500 (2 seed(s)" in one for one in lines)
+
+
+def test_a_broken_choice_is_refused(fails, tmp_path, tiny_run):
+    run = copy_run(tiny_run, tmp_path / "run")
+    (run / "choice.json").write_text("{")
+    fails(choose.main, ["--run", run, "--only", "SASRec"], "choice.json is not valid JSON", "delete")
+
+
 def test_rows_that_cannot_be_chosen(fails, tiny_run):
     fails(choose.main, ["--run", tiny_run], "--only is missing")
     fails(choose.main, ["--run", tiny_run, "--only", "Grounded,BPR-MF"], "'BPR-MF'", "choose among")

@@ -14,7 +14,7 @@ HEADER = "question,task,asked,answer\n"
 
 
 def read(path):
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # as spreadsheets want it
         return list(csv.DictReader(file))
 
 
@@ -194,6 +194,8 @@ def test_sheets_that_cannot_be_scored(tmp_path, fails):
     key.write_text("question,task,right\n1,intruder,2\n2,label,5\n")
     fails(rate.main, ["kappa", good, "--key", key], "key.csv row 3", "right is '5'", "0, 1")
     key.write_text("question,task,right\n1,intruder,2\n")
+    fails(rate.main, ["kappa", good, "--key", key], "good.csv has other questions", "or the key")
+    key.write_text("question,task,right\n1,label,1\n2,label,1\n")  # of another sheet
     fails(rate.main, ["kappa", good, "--key", key], "good.csv has other questions", "or the key")
 
 

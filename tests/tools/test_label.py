@@ -907,6 +907,17 @@ def test_an_intent_on_which_no_held_out_text_fires_keeps_its_label(judged):
     assert tool.choose_names(rows, answers, judge) == ({}, why)
 
 
+def test_names_alone_make_no_model_outdated(run, server):
+    """For make, which judges by the time of intents.jsonl; verdicts change the intents."""
+    path = run / "intents.jsonl"
+    made = path.stat().st_mtime_ns
+    before = path.read_text()
+    label(run, server, "--names-only")
+    assert path.read_text() != before and path.stat().st_mtime_ns == made
+    label(run, server)
+    assert path.stat().st_mtime_ns > made
+
+
 def test_an_sae_that_does_not_fit_is_refused(judged):
     """Such as one of a class of one's own, with a threshold."""
     path = judged / "sae.safetensors"

@@ -422,6 +422,17 @@ def test_metrics_of_other_models_are_refused(run, fails):
     fails(report.main, ["--run", run, "--device", "cpu"], *words)
 
 
+def test_what_was_measured_with_other_intents_is_left_out(run, capsys):
+    """As after the same run was made again with other settings."""
+    assert "steering" not in content_of(run)
+    row = dict(strength=1.0)
+    for intents, shown in ((saerec.file_hash(run / "intents.safetensors"), True), ("0" * 64, False)):
+        steering = dict(model="grounded", rows=[row], intents=intents)
+        (run / "steering.json").write_text(json.dumps(steering))
+        assert ("steering" in content_of(run)) == shown
+    assert "steering.json was measured with other intents" in capsys.readouterr().out
+
+
 def test_a_model_trained_after_the_ranking_is_refused(run, fails):
     path = run / "metrics.json"
     metrics = json.loads(path.read_text())
