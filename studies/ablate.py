@@ -230,6 +230,7 @@ def finish(name, data, settings):
     ranks, parameters, valid = rank(data, dataclasses.replace(settings, run=run))
     seconds = round(time.perf_counter() - started, 1)
     more = dict(parameters=parameters, seconds=seconds, valid=valid, variant=row.variant())
+    more["commit"] = significance.current_commit()
     made_from = [folder / "intents.safetensors"]
     save_artifact(path, {"ranks": ranks}, settings, data.hash, made_from, **more)
     return ranks, more
@@ -257,7 +258,10 @@ def summary(name, seeds, means, groups):
 
 
 def ablation_report(data, results, settings):
-    """What ablation.json holds, from {name: [(ranks, what it took) of each seed]} -> dict."""
+    """What ablation.json holds, from {name: [(ranks, what it took) of each seed]} -> dict.
+
+    Rows that an earlier call finished may be of other commits: all that they are of are named.
+    """
     groups = significance.user_groups(data)
     means = {}
     rows = []
@@ -273,6 +277,8 @@ def ablation_report(data, results, settings):
     report = dict(dataset=data.folder.name, users=len(data.users))
     report["protocol"] = f"{PROTOCOL}; {significance.TESTED}"
     report["seeds"] = list(range(settings.seed, settings.seed + settings.seeds))
+    took = [more for seeds in results.values() for _, more in seeds]
+    report["trained at"] = sorted({more["commit"] for more in took if more.get("commit")})
     return report | dict(rows=rows, tests=tests, verdict=significance.verdict(rows, tests))
 
 

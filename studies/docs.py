@@ -278,6 +278,13 @@ def answers(report):
     yield f"On rare targets {best} is highest with {rare[best]:.4f} ({others}; no test)."
 
 
+def commits_of(report):
+    """The commit that an ablation was written at, and others that rows were trained at -> str."""
+    others = [commit for commit in report.get("trained at", []) if commit != report["commit"]]
+    rows = f" (rows trained at {', '.join(others)})" if others else ""
+    return report["commit"] + rows
+
+
 def ablation_section(report):
     """Everything on one data set's ablation -> list of blocks."""
     said = (
@@ -285,7 +292,7 @@ def ablation_section(report):
         " *Difference* is a row's NDCG@10 less that of the row's reference, with p of the paired "
         f"test; told apart means p < {LEVEL} after Holm's correction. Groups are NDCG@10; seconds "
         "are of training and ranking, per seed, on one thread of a busy machine. By "
-        f"`{report['command']}` at commit {report['commit']}."
+        f"`{report['command']}` at commit {commits_of(report)}."
     )
     names = means(report)
     tuned = "".join(said for name, said in TUNED.items() if name in names)
@@ -360,7 +367,7 @@ def paper_section(folder):
             f"{report['users']:,} users, {count} seed(s). *Difference* is a row's NDCG@10 less "
             "that of its reference, with p of the paired test. Groups are NDCG@10; seconds are of "
             "training and ranking, per seed, on one thread of a busy machine. By "
-            f"`{report['command']}` at commit {report['commit']}."
+            f"`{report['command']}` at commit {commits_of(report)}."
         )
         blocks += [f"### {report['dataset']}", paragraph(said), ablation_table(report)]
         blocks.append(bullets(hopes(report)))

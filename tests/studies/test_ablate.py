@@ -126,6 +126,7 @@ def test_ablation_resumes_and_its_numbers_are_those_of_the_ranks(tmp_path, tiny_
     assert first == json.loads((run / "ablation.json").read_text())
     assert [row["name"] for row in first["rows"]] == ["Grounded", "popularity", "SASRec"]
     assert capsys.readouterr().out.count(", seed ") == 6
+    assert first["trained at"] == [commit for commit in [first["commit"]] if commit]
     stamps = {path: path.stat().st_mtime_ns for path in run.glob("ablation-*")}
     assert len(stamps) == 6
     interrupted = next(iter(stamps))

@@ -545,6 +545,13 @@ def test_a_choice_stands_beside_what_todays_library_says():
     assert not list(docs.choice_today(dict(dataset="tiny", rows=rows[1:])))
 
 
+def test_rows_of_other_commits_are_told():
+    assert docs.commits_of({"commit": "abc"}) == "abc"
+    assert docs.commits_of({"commit": "abc", "trained at": ["abc"]}) == "abc"
+    trained = {"commit": "abc", "trained at": ["0ab", "abc", "fff"]}
+    assert docs.commits_of(trained) == "abc (rows trained at 0ab, fff)"
+
+
 def test_of_tuning_only_what_an_ablation_has_is_told(house, tmp_path):
     whole = docs.read_ablations(tmp_path / "results")[0]
     few = whole | dict(rows=[row for row in whole["rows"] if row["name"] == "Grounded"], tests=[])
