@@ -580,10 +580,10 @@ def test_texts_that_cannot_be_read(encoded_run, tiny_run, tmp_path, fails):
     run = copy_run(encoded_run, tmp_path / "new", "[es]*")
     tensors, meta = saerec.load_artifact(run / "sae.safetensors", "")
     saerec.write_artifact(run / "sae.safetensors", tensors | {"gate": torch.ones(1)}, meta)
-    fails(tool.main, ["--run", run, *text], "sae.safetensors does not fit this version", "sae.py")
+    fails(tool.main, ["--run", run, *text], "sae.safetensors is not of the SAE of sae.py", "make it again")
     del tensors["active"]
     saerec.write_artifact(run / "sae.safetensors", tensors, meta)
-    fails(tool.main, ["--run", run, *text], "sae.safetensors does not fit this version")
+    fails(tool.main, ["--run", run, *text], "sae.safetensors is not of the SAE of sae.py")
     run = copy_run(encoded_run, tmp_path / "other")
     tensors, meta = saerec.load_artifact(run / "embeddings.safetensors", "")
     meta["settings"]["weights"] = str(write_weights(tmp_path / "weights", old=True)[0])
