@@ -156,7 +156,7 @@ def test_impossible_settings_of_the_sae(fails, tmp_path, tiny_run, flags, words)
         ("--model saerec --decay 0.5", ["--decay", "changes nothing", "grounded"]),
         ("--public 3", ["--public", "changes nothing", "saerec"]),
         ("--model some", ["--model", "sasrec, saerec, grounded"]),
-        ("--model saerec --personal 99", ["--personal", "above the", "lower it"]),
+        ("--model saerec --personal 99", ["--personal", "is above", "lower it"]),
         ("--match -1", ["--match", "at least 0"]),
         ("--match inf", ["--match", "at least 0 and finite"]),
         ("--lr nan", ["--lr", "at least 0 and finite"]),
