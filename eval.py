@@ -60,7 +60,7 @@ def read_intents(folder):
     made_by = f"sae.py --run {folder}"
     latents = load_artifact(path.with_suffix(".safetensors"), made_by)[0]["latent"].tolist()
     if not path.is_file():
-        raise UserError(f"{path} is missing, so the intents have no names: bring it, or another run")
+        raise UserError(f"{path} is missing, so the intents have no names: bring it")
     try:
         with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]

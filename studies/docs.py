@@ -1084,8 +1084,8 @@ SPEED_NOTES = (
     "took 1.8 s per step on one thread, because rows are read at random from the disk; it was "
     "stopped after 225 of 300 steps.",
     "An epoch of Beauty takes the authors' SAERec 490 s on 2 cores with AVX2, half as wide as "
-    "AVX-512. All models stand beside it, and beside SAERec's loop over prefixes, but only SAERec's "
-    "row compares like with like; SASRec's own loop is in speed_peers_beauty.",
+    "AVX-512. All models stand beside it, and beside SAERec's loop over prefixes, but SAERec's row "
+    "alone compares like with like; SASRec's own loop is in speed_peers_beauty.",
     "No GPU was at hand: nothing is claimed of one.",
 )
 
