@@ -86,7 +86,7 @@ def check_settings(settings):
         name = option_name(field)
         if example and not value:
             raise UserError(f"{name} is missing: name it, as in {name} {example}")
-        inside = low is None or low <= value <= (float("inf") if high is None else high)
+        inside = (low is None or value >= low) and (high is None or value <= high)
         if not inside or value == float("inf") or (choices and value not in choices):
             finite = " and finite" if isinstance(value, float) else ""
             allowed = f"at least {low}{finite}" if high is None else f"{low} to {high}"

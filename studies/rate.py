@@ -130,6 +130,10 @@ def read_sheet(path, column):
         raise UserError(f"{path} cannot be read ({error}): {remedy}") from error
     finally:
         csv.field_size_limit(usual)
+    lacking = {"question", "task", column} - set(rows[0] if rows else ())
+    if lacking:
+        problem = f"{path} has no column {min(lacking)!r}, or no row"
+        raise UserError(f"{problem}: give one that `studies/rate.py sheet` wrote")
     answers = {}
     for number, row in enumerate(rows, 2):
         value = (row.get(column) or "").strip()
@@ -139,7 +143,7 @@ def read_sheet(path, column):
         if not row.get("question") or len(value) != 1 or value not in allowed:
             problem = f"{column} is {value!r}, not one of {', '.join(allowed)}"
             raise UserError(f"{path} row {number}: {problem}: fill it in")
-        answers[row["question"]] = (row.get("task"), int(value))
+        answers[row["question"]] = (row["task"], int(value))
     return answers
 
 

@@ -637,7 +637,7 @@ def run_content(folder, settings):
             most = strongest_users(models["grounded"], data, settings.seed)
         behind["intents"] = intents_section(folder, intents, data, most, settings)
         behind["items"] = items_section(codes, data)
-        behind["intent_count"] = len(read_intents(folder))
+        behind["intent_count"] = len(intents.vectors)
     users = users_section(models, codes, data, settings)
     if codes is not None:
         labels = [row["label"] for row in read_intents(folder)]

@@ -540,9 +540,14 @@ def test_a_choice_stands_beside_what_todays_library_says():
     rows = []
     for number, name in enumerate(names):
         rows.append({"name": name, "valid NDCG@10": 0.1 + number / 100, "NDCG@10": dict(mean=0.09)})
-    (said,) = docs.choice_today(dict(dataset="tiny", rows=rows))
+    (said,) = docs.choice_today(dict(dataset="tiny", rows=rows, tests=[]))
+    assert said.endswith("told apart from Grounded on test: none.")
+    p_values = zip(names[1:], (0.001, 0.5, 0.009))
+    tests = [dict(a="Grounded", b=name, p_holm=p) for name, p in p_values]
+    (told,) = docs.choice_today(dict(dataset="tiny", rows=rows, tests=tests))
+    assert told.endswith(": Grounded + P d, Grounded + P d + next intent.")
     assert "on tiny are: Grounded 0.1000 / 0.0900; Grounded + P d 0.1100 / 0.0900;" in said
-    assert not list(docs.choice_today(dict(dataset="tiny", rows=rows[1:])))
+    assert not list(docs.choice_today(dict(dataset="tiny", rows=rows[1:], tests=[])))
 
 
 def test_rows_of_other_commits_are_told():

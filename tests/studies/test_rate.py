@@ -195,6 +195,8 @@ def test_sheets_that_cannot_be_scored(tmp_path, fails):
     fails(rate.main, ["kappa", good, "--key", key], "key.csv row 3", "right is '5'", "0, 1")
     key.write_text("question,task,right\n1,intruder,2\n")
     fails(rate.main, ["kappa", good, "--key", key], "good.csv has other questions", "or the key")
+    key.write_text("question,right\n1,2\n2,1\n")
+    fails(rate.main, ["kappa", good, "--key", key], "key.csv has no column 'task'", "sheet")
     key.write_text("question,task,right\n1,label,1\n2,label,1\n")  # of another sheet
     fails(rate.main, ["kappa", good, "--key", key], "good.csv has other questions", "or the key")
 
