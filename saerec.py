@@ -700,7 +700,7 @@ def rank_users(score, data, part, cells=2**23):
     ranks = torch.empty(len(targets), dtype=torch.float64)
     by_length = torch.from_numpy(data.held_out(part) - data.start[:-1]).argsort()
     # Users of similar length share a batch, so that little is padded
-    for users in by_length.split(max(min(cells // len(data.items), 1024), 1)):
+    for users in by_length.split(max(min(cells // len(data.items), 256), 1)):
         scores = score(users)
         seen = [torch.from_numpy(data.history(user, part)).long() for user in users.tolist()]
         seen = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True).to(scores.device)
