@@ -149,10 +149,11 @@ class SAE(torch.nn.Module):
         """
         x = x - self.b_dec
         K = int(self.active)
-        dense = torch.is_grad_enabled() and len(self.W_enc) <= SMALL * K
-        with torch.set_grad_enabled(dense):
+        training = torch.is_grad_enabled()
+        small = len(self.W_enc) <= SMALL * K
+        with torch.set_grad_enabled(training and small):
             values, chosen = (x @ self.W_enc.T + self.b_enc).topk(K)  # (B, K) each
-        if not dense:
+        if training and not small:
             rows = F.embedding(chosen, self.W_enc)  # (B, K, E)
             bias = F.embedding(chosen, self.b_enc[:, None])[:, :, 0]  # (B, K)
             values = torch.bmm(rows, x[:, :, None])[:, :, 0] + bias
@@ -208,12 +209,14 @@ def auxk_loss(sae, x, x_hat, dead, k):
 
 
 def kmeans(x, clusters, random, rounds=5):
-    """Lloyd's algorithm from random rows of x [n, E] -> centroids [clusters, E].
+    """Lloyd's algorithm from random distinct rows of x [n, E] -> centroids [clusters, E].
 
-    A cluster that runs empty stays where it was; there are as many centroids as rows if these are
-    fewer.
+    Equal texts differ in the last bits of their embeddings: of such copies one counts. A cluster
+    that runs empty stays where it was; fewer distinct rows make fewer centroids.
     """
-    centroids = x[torch.randperm(len(x), generator=random)[:clusters]]
+    rows = x[torch.randperm(len(x), generator=random)]
+    first = np.unique(rows.cpu().numpy().round(2), axis=0, return_index=True)[1]
+    centroids = rows[np.sort(first)[:clusters]]
     for _ in range(rounds):
         nearest = torch.cat([torch.cdist(part, centroids).argmin(1) for part in x.split(4096)])
         sums = torch.zeros_like(centroids).index_add_(0, nearest, x)

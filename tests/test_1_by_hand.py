@@ -164,6 +164,15 @@ def test_kmeans_of_two_pairs_and_of_two_texts():
     assert sorted(few.tolist()) == [[0, 0], [0, 2.0]]  # no more centroids than texts
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_kmeans_starts_at_distinct_texts(seed):
+    """Of a thousand copies, equal up to rounding, one may start: else two would share them."""
+    one = torch.tensor([[1.0, 1.0]]) + 1e-7 * torch.arange(1000)[:, None]
+    x = torch.cat([one, torch.tensor([[5.0, 0.0], [0.0, 5.0]])])
+    centroids = sae.kmeans(x, 4, torch.Generator().manual_seed(seed), rounds=0)
+    assert sorted(centroids.round().tolist()) == [[0.0, 5.0], [1.0, 1.0], [5.0, 0.0]]
+
+
 def test_saes_are_averaged_where_they_agree():
     """In the other SAE, right has turned a little and is number 1; up and left have no match."""
     first = small_sae()

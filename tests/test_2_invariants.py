@@ -195,6 +195,10 @@ def test_sparse_sae_equals_the_dense_one_in_loss_and_gradient(small, monkeypatch
         gradients.append([loss.detach(), *(p.grad.clone() for p in net.parameters())])
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():  # without its detour for a gradient
+        without = net.encode(x)
+    assert (without.latents == net.encode(x).latents).all()
+    torch.testing.assert_close(without.values, net.encode(x).values.detach())
 
 
 def test_auxk_by_its_definition_and_only_for_dead_latents():
