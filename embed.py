@@ -54,7 +54,7 @@ class EmbedSettings:
     data: str = setting("", "dataset folder", unit="path", example="data/ml-100k")
     embeddings: str = setting("", "safetensors file of embeddings, a row per text", unit="path")
     max_tokens: int = setting(256, "cut longer texts", unit="tokens", low=3, high=512)
-    batch_tokens: int = setting(4096, "a batch, padding included", unit="tokens", low=1)
+    batch_tokens: int = setting(1024, "a batch; a GPU may want more", unit="tokens", low=1)
 
 
 # WordPiece
@@ -246,12 +246,13 @@ def load_encoder(folder, max_tokens=256, device="cpu"):
 
 
 @torch.inference_mode()
-def encode(texts, tokenizer, bert, batch_tokens=4096):
+def encode(texts, tokenizer, bert, batch_tokens=1024):
     """Sentence vectors of texts -> float32 [N, E] on the CPU.
 
     Texts are sorted by their number of tokens, so a batch, of at most batch_tokens (but one text at
     least), has hardly any padding; the longest come first, so what does not fit into memory fails
-    at once. Under torchrun each process embeds its share of the texts.
+    at once. So small a batch stays in the cache of a CPU. Under torchrun each process embeds its
+    share of the texts.
     """
     process, processes = process_of()
     ids = {n: tokenizer(texts[n]) for n in range(process, len(texts), processes)}

@@ -35,7 +35,7 @@ class BertSettings:
     device: str = setting("auto", "auto: a GPU if it is there", choices=("auto", "cpu", "cuda"))
     data: str = setting("", "dataset folder", unit="path", example="data/ml-100k")
     max_tokens: int = setting(0, "cut longer texts; 0: as the encoder says", unit="tokens", low=0)
-    batch_tokens: int = setting(4096, "a batch, padding included", unit="tokens", low=1)
+    batch_tokens: int = setting(1024, "a batch; a GPU may want more", unit="tokens", low=1)
 
 
 # What an encoder's files ask for
