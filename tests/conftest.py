@@ -1,6 +1,9 @@
 """A tiny dataset whose items have three kinds of text, and its run through every stage."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -137,3 +140,26 @@ def fails(capsys):
         return error
 
     return check
+
+
+def two_processes(script, *arguments, torchrun=False):
+    """Run a script in two processes over gloo, by torchrun or as it starts them -> what they print."""
+    command = [saerec.HERE / script, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if torchrun:
+        launcher = "-m torch.distributed.run --standalone --nproc-per-node 2 --".split()
+        starts = [([*launcher, *command], {})]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        starts = [(command, {"RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(2)]
+    pipes = dict(cwd=saerec.HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    jobs = [
+        subprocess.Popen([sys.executable, *map(str, words)], env=environment | own, **pipes)
+        for words, own in starts
+    ]
+    printed = [job.communicate(timeout=300) for job in jobs]
+    assert not any(job.returncode for job in jobs), printed
+    return "".join(out for out, _ in printed)

@@ -1,10 +1,6 @@
-"""torchrun with two processes gives what one process gives for the same global batch."""
+"""Two processes, as torchrun starts them, give what one process gives for the same global batch."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,21 +8,7 @@ import torch
 import model
 import sae
 import saerec
-from conftest import SMALL, copy_run
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def torchrun(*arguments):
-    """Run a script in two processes over gloo on this machine -> what they print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "--", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = dict(capture_output=True, text=True, timeout=300)
-    done = subprocess.run(command, cwd=ROOT, env=environment, **pipes)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
+from conftest import SMALL, copy_run, two_processes
 
 def compare(one, two, name):
     a, b = (saerec.load_artifact(run / name, "")[0] for run in (one, two))
@@ -42,7 +24,7 @@ def test_model(tmp_path, tiny_run, name):
     flags = f"--model {name} {SMALL['model']} {SMALL.get(name, '')} --dropout 0 --seed 3"
     flags = [*flags.split(), "--device", "cpu"]
     assert model.main(["--run", str(one), *flags]) == 0
-    out = torchrun(ROOT / "model.py", "--run", two, *flags)
+    out = two_processes("model.py", "--run", two, *flags)
     assert len(re.findall("best epoch", out)) == 1  # the second process is silent
     compare(one, two, f"{name}.safetensors")
     logs = ((run / f"{name}_log.csv").read_text().splitlines()[1:] for run in (one, two))
@@ -56,7 +38,7 @@ def test_sae(tmp_path, tiny_run):
     one, two = (copy_run(tiny_run, tmp_path / n, "embeddings*") for n in ("one", "two"))
     flags = f"{SMALL['sae']} --steps 60 --dead-after 0.3 --batch 15 --device cpu".split()
     assert sae.main(["--run", str(one), *flags]) == 0
-    torchrun(ROOT / "sae.py", "--run", two, *flags)
+    two_processes("sae.py", "--run", two, *flags, torchrun=True)
     compare(one, two, "sae.safetensors")
     compare(one, two, "intents.safetensors")
     log = (two / "sae_log.csv").read_text().splitlines()
@@ -68,5 +50,5 @@ def test_more_processes_than_rows(tmp_path, tiny_run):
     one, two = (copy_run(tiny_run, tmp_path / n) for n in ("one", "two"))
     flags = f"{SMALL['model']} --dropout 0 --batch 1 --epochs 1 --device cpu".split()
     assert model.main(["--run", str(one), *flags]) == 0
-    torchrun(ROOT / "model.py", "--run", two, *flags)
+    two_processes("model.py", "--run", two, *flags)
     compare(one, two, "grounded.safetensors")

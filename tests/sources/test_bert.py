@@ -1,15 +1,13 @@
 """Another BERT: what its folder asks for is done, or refused by name."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import embed
+from conftest import two_processes
 from saerec import load_artifact, load_dataset
 from sources import bert
 from test_embed import CONFIG, VOCAB, needs_weights, refusal, token_vectors, write_weights
@@ -170,14 +168,11 @@ def refuses(fails, tiny_data, tmp_path):
 def test_two_processes_embed_what_one_does(tmp_path, tiny_data):
     weights = write_weights(tmp_path)[0]
     flags = ["--data", tiny_data, "--weights", weights, "--device", "cpu", "--max-tokens", "16"]
-    script = HERE.parent.parent / "sources" / "bert.py"
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert bert.main([*map(str, flags), "--run", str(one)]) == 0
+    two_processes("sources/bert.py", *flags, "--run", two)
     vectors = []
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    for number, launcher in enumerate([[], torchrun]):
-        run = tmp_path / f"run{number}"
-        command = [sys.executable, *launcher, script, *flags, "--run", run]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
+    for run in (one, two):
         found, (words, meta) = (load_artifact(run / f"{name}.safetensors", "") for name in ("embeddings", "vocabulary"))
         vectors.append((found[0]["embeddings"], words["vectors"], meta["words"]))
     assert vectors[0][2] == vectors[1][2]

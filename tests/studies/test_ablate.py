@@ -1,7 +1,6 @@
 """The ablation: its rows, what it resumes from, whom it compares, and what it says."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -231,14 +230,6 @@ def test_a_rival_of_another_library_is_made_again(tmp_path, tiny_run, capsys):
     assert ablate.main(command) == 0
     after = saerec.artifact_meta(path, "")["rival"]
     assert before["of"] != after["of"] == saerec.file_hash(run / "intents.safetensors")
-
-
-@pytest.mark.parametrize("name", ["ablate", "rivals"])
-def test_scripts_run_from_anywhere(name, tmp_path):
-    command = [sys.executable, saerec.HERE / "studies" / f"{name}.py", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"python studies/{name}.py --run" in done.stdout and "--seed" in done.stdout
 
 
 def test_no_study_is_named_as_a_module_of_python():

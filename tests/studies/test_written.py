@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -492,10 +490,3 @@ def test_wrong_flags(fails, run):
     fails(written.main, ["--run", run, "--seeds", "0"], "--seeds")
     fails(written.main, ["--run", run, "--skip", "SAERek"], "no row 'SAERek'", "SAERec, both")
     fails(written.main, ["--run", run, "--skip", "; ".join(written.ROWS)], "leaves no row")
-
-
-def test_the_script_runs_from_anywhere(tmp_path):
-    command = [sys.executable, saerec.HERE / "studies" / "written.py", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "python studies/written.py --run" in done.stdout and "--seeds" in done.stdout

@@ -1,23 +1,9 @@
-"""Each source is a script to run from the repository's root, or from anywhere."""
-
-import subprocess
-import sys
+"""What the encoders beside embed.py refuse alike."""
 
 import pytest
 
 from conftest import copy_run, write_dataset
-from saerec import HERE
 from sources import bert, lsa
-
-
-@pytest.mark.parametrize("name", ["amazon", "movielens", "tables", "planted", "lsa", "bert"])
-def test_script(name, tmp_path):
-    script = HERE / "sources" / f"{name}.py"
-    help = subprocess.run(
-        [sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert help.returncode == 0, help.stderr
-    assert f"python sources/{name}.py" in help.stdout and "--" in help.stdout
 
 
 @pytest.mark.parametrize("module", [bert, lsa])
