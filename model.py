@@ -53,7 +53,7 @@ import torch.nn.functional as F
 from sae import load_intents
 
 PAPER = "SAERec's code"
-CHUNK = 2**21  # scores at a time, which fit the cache of a CPU
+CHUNK = 2**20  # scores at a time, which fit the cache of a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -423,10 +423,9 @@ class CrossEntropy(torch.autograd.Function):
             at = slice(begin, begin + rows)
             own = target[at, None]  # (rows, 1)
             scores = scores_room[: len(own)]  # (rows, V)
-            if extra is None:
-                torch.mm(u[at], table.T, out=scores)
-            else:
-                scores.copy_(extra(at)).addmm_(u[at], table.T)
+            torch.mm(u[at], table.T, out=scores)
+            if extra is not None:
+                scores += extra(at)
             share = torch.softmax(scores, 1, out=share_room[: len(own)])
             log_sum = scores.amax(1) - share.amax(1).log()  # of exp(s), (rows,)
             loss += weight[at] @ (log_sum - scores.gather(1, own)[:, 0])
