@@ -282,6 +282,7 @@ STOP_WORDS = frozenset(
     they this to too up us very was we were what when which who will with won't would you your s t
     """.split()
 )
+PARTICLES = frozenset("de del della der des di du la le von".split())  # of names: robert de niro
 MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
 MARKS += "\u200c\u200d"  # joiners, which stand within words of Persian and Hindi
 WORD = re.compile(rf"\w(?:[\w{MARKS}]|['-](?=\w))*")
@@ -296,8 +297,8 @@ def is_stop_word(word):
 def terms_of(text):
     """The words and two-word phrases of a text -> set of str.
 
-    Lower-cased; a phrase does not cross punctuation or a stop word. Marks belong to their letters,
-    and each ideograph is a word, two are a phrase.
+    Lower-cased; a phrase does not cross punctuation or a stop word, nor end with a particle. Marks
+    belong to their letters, and each ideograph is a word, two are a phrase.
     """
     terms = set()
     text = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")
@@ -310,8 +311,10 @@ def terms_of(text):
                 before = ""
                 continue
             word = word.removesuffix("'s")
-            gap = "" if ideograph and IDEOGRAPHS.match(before) else " "
-            terms |= {word, f"{before}{gap}{word}".strip()}
+            terms.add(word)
+            if before and word not in PARTICLES:
+                gap = "" if ideograph and IDEOGRAPHS.match(before) else " "
+                terms.add(f"{before}{gap}{word}")
             before = word
     return terms
 

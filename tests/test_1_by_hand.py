@@ -233,6 +233,10 @@ def test_apostrophes_and_hyphens_stand_within_words_alone():
     assert found == words | pairs
 
 
+def test_no_phrase_ends_with_a_particle():
+    assert embed.terms_of("Robert de Niro") == {"robert", "de", "niro", "de niro"}
+
+
 def test_a_phrase_is_of_two_words_and_each_ideograph_is_one():
     phrases = ["space war", "\u5317\u4eac", "\u4eac 2008"]
     words = ["space", "film-noir", "\u5317", "\u0939\u093f\u0928\u094d\u0926\u0940", "\u30ab\u30ca"]

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
-from conftest import write_dataset
+import saerec
+from conftest import word_vectors, write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 FIVE = ("saerec", "embed", "sae", "model", "eval")
@@ -95,12 +97,8 @@ def test_the_five_scripts_stand_alone(tmp_path):
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     pipes = dict(cwd=copy, env=environment, capture_output=True, text=True)
     vectors = copy / "vectors.safetensors"
-    code = "import sys; sys.path[:0] = ['tests', '.']\nimport saerec, safetensors.torch\n"
-    code += "from conftest import word_vectors\n"
-    code += "texts = saerec.load_dataset('data/tiny').texts\n"
-    code += "vectors = {'embeddings': word_vectors(texts)}\n"
-    code += "safetensors.torch.save_file(vectors, 'vectors.safetensors')"
-    subprocess.run([sys.executable, "-c", code], **pipes, check=True)
+    texts = saerec.load_dataset(copy / "data" / "tiny").texts
+    safetensors.torch.save_file({"embeddings": word_vectors(texts)}, vectors)
     flags = ["SAE_FLAGS=--latents 16 --active 3 --members 2 --steps 50 --min-items 2 --batch 16"]
     flags += ["MODEL_FLAGS=--epochs 1 --width 8", f"EMBED_FLAGS=--embeddings {vectors}"]
     flags += ["SAEREC_FLAGS=--personal 3 --public 2"]
