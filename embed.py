@@ -297,8 +297,8 @@ def is_stop_word(word):
 def terms_of(text):
     """The words and two-word phrases of a text -> set of str.
 
-    Lower-cased; a phrase does not cross punctuation or a stop word, nor end with a particle. Marks
-    belong to their letters, and each ideograph is a word, two are a phrase.
+    Lower-cased; a phrase does not cross punctuation or a stop word, and particles count as words at
+    its begin only. Marks belong to their letters, and each ideograph is a word, two are a phrase.
     """
     terms = set()
     text = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")
@@ -315,12 +315,12 @@ def terms_of(text):
             if before and word not in PARTICLES:
                 gap = "" if ideograph and IDEOGRAPHS.match(before) else " "
                 terms.add(f"{before}{gap}{word}")
-            before = word
+            before = f"{before} {word}".strip() if word in PARTICLES else word
     return terms
 
 
 def is_phrase(term):
-    """Whether a term is of two words; each ideograph is one."""
+    """Whether a term is of two words, particles aside; each ideograph is one."""
     return " " in term or (len(term) > 1 and bool(IDEOGRAPHS.match(term)))
 
 

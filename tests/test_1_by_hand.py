@@ -233,8 +233,11 @@ def test_apostrophes_and_hyphens_stand_within_words_alone():
     assert found == words | pairs
 
 
-def test_no_phrase_ends_with_a_particle():
-    assert embed.terms_of("Robert de Niro") == {"robert", "de", "niro", "de niro"}
+def test_particles_stand_within_a_phrase_but_not_at_its_end():
+    assert embed.terms_of("Robert de Niro") == {"robert", "de", "niro", "robert de niro"}
+    words = {"maria", "de", "la", "cruz", "drama"}
+    assert embed.terms_of("Maria de la Cruz drama") == words | {"maria de la cruz", "cruz drama"}
+    assert embed.terms_of("la vita, casa de") == {"la", "vita", "la vita", "casa", "de"}
 
 
 def test_a_phrase_is_of_two_words_and_each_ideograph_is_one():
