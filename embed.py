@@ -251,7 +251,7 @@ def encode(texts, tokenizer, bert, batch_tokens=1024):
 
     Texts are sorted by their number of tokens, so a batch, of at most batch_tokens (but one text at
     least), has hardly any padding; the longest come first, so what does not fit into memory fails
-    at once. So small a batch stays in the cache of a CPU. Under torchrun each process embeds its
+    at once. 1,024 tokens stay in the cache of a CPU. Under torchrun each process embeds its
     share of the texts.
     """
     process, processes = process_of()
@@ -295,32 +295,35 @@ def is_stop_word(word):
 
 
 def terms_of(text):
-    """The words and two-word phrases of a text -> set of str.
+    """The words and two-word phrases of a text, with the particles before each -> set of str.
 
-    Lower-cased; a phrase does not cross punctuation or a stop word, and particles count as words at
-    its begin only. Marks belong to their letters, and each ideograph is a word, two are a phrase.
+    Lower-cased; a phrase does not cross punctuation or a stop word. Marks belong to their letters,
+    and each ideograph is a word, two are a phrase.
     """
     terms = set()
     text = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")
     text = IDEOGRAPHS.sub(r" \g<0> ", text)
     for phrase in BETWEEN.split(text):
-        before = ""
+        before = particles = ""
         for word in WORD.findall(phrase):
             ideograph = IDEOGRAPHS.match(word)
             if is_stop_word(word) or (len(word) < 2 and not ideograph):
-                before = ""
+                before = particles = ""
                 continue
             word = word.removesuffix("'s")
             terms.add(word)
-            if before and word not in PARTICLES:
-                gap = "" if ideograph and IDEOGRAPHS.match(before) else " "
-                terms.add(f"{before}{gap}{word}")
-            before = f"{before} {word}".strip() if word in PARTICLES else word
+            if word in PARTICLES:
+                particles += f"{word} "
+                continue
+            gap = "" if ideograph and IDEOGRAPHS.match(before) and not particles else " "
+            terms |= {f"{particles}{word}", f"{before}{gap}{particles}{word}".strip()}
+            before = word
+            particles = ""
     return terms
 
 
 def is_phrase(term):
-    """Whether a term is of two words, particles aside; each ideograph is one."""
+    """Whether a term is of two words or more; each ideograph is one."""
     return " " in term or (len(term) > 1 and bool(IDEOGRAPHS.match(term)))
 
 
@@ -331,7 +334,8 @@ def alike(term, other):
     """
     if IDEOGRAPHS.match(term) and (term in other or other in term):
         return True
-    return any(same_stem(*pair) for pair in itertools.product(term.split(), other.split()))
+    words = [[word for word in one.split() if word not in PARTICLES] for one in (term, other)]
+    return any(same_stem(*pair) for pair in itertools.product(*words))
 
 
 def same_stem(one, two):

@@ -346,9 +346,10 @@ class Grounded(SASRec):
         Only the strongest intents of a position are kept, the others are 0.
         """
         t = torch.arange(items.shape[1], device=items.device)
-        faded = (self.settings.decay ** (t[:, None] - t)).tril()  # (T, T), of item i at t
+        faded = (float(self.settings.decay) ** (t[:, None] - t)).tril()  # (T, T), of item i at t
         carried = self.codes.gather(items.flatten()).dense()  # (B T, J)
-        r = (faded @ carried.view(*items.shape, -1)).flatten(0, 1)[wanted]  # (P, J)
+        with torch.amp.autocast(items.device.type, enabled=False):  # exact on a GPU too
+            r = (faded @ carried.view(*items.shape, -1)).flatten(0, 1)[wanted]  # (P, J)
         strongest = (r * self.idf).topk(min(self.matched, r.shape[1]))  # (P, matched) each
         return r.zero_().scatter_(1, strongest.indices, strongest.values)
 

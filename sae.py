@@ -144,16 +144,16 @@ class SAE(torch.nn.Module):
     def encode(self, x):
         """(S1) of standardized x [B, E] -> Codes; only the chosen latents have a gradient.
 
-        The product with all M rows serves to choose, so backward costs K/M of the dense one: worth
-        its detour unless M is small.
+        With a gradient the product with all M rows serves to choose alone, so backward costs K/M of
+        the dense one: worth its detour unless M is small.
         """
         x = x - self.b_dec
         K = int(self.active)
-        training = torch.is_grad_enabled()
+        graded = torch.is_grad_enabled()
         small = len(self.W_enc) <= SMALL * K
-        with torch.set_grad_enabled(training and small):
+        with torch.set_grad_enabled(graded and small):
             values, chosen = (x @ self.W_enc.T + self.b_enc).topk(K)  # (B, K) each
-        if training and not small:
+        if graded and not small:
             rows = F.embedding(chosen, self.W_enc)  # (B, K, E)
             bias = F.embedding(chosen, self.b_enc[:, None])[:, :, 0]  # (B, K)
             values = torch.bmm(rows, x[:, :, None])[:, :, 0] + bias
@@ -211,12 +211,15 @@ def auxk_loss(sae, x, x_hat, dead, k):
 def kmeans(x, clusters, random, rounds=5):
     """Lloyd's algorithm from random distinct rows of x [n, E] -> centroids [clusters, E].
 
-    Equal texts differ in the last bits of their embeddings: of such copies one counts. A cluster
-    that runs empty stays where it was; fewer distinct rows make fewer centroids.
+    Embeddings of equal texts differ in the last bits: rows that are equal to two decimals count as
+    one. A cluster that runs empty stays where it was; fewer such rows make fewer centroids.
     """
-    rows = x[torch.randperm(len(x), generator=random)]
-    first = np.unique(rows.cpu().numpy().round(2), axis=0, return_index=True)[1]
-    centroids = rows[np.sort(first)[:clusters]]
+    first = {}  # of rows that are equal
+    for row in torch.randperm(len(x), generator=random).tolist():
+        first.setdefault((x[row].cpu().numpy().round(2) + 0.0).tobytes(), row)  # -0.0 is 0.0
+        if len(first) == clusters:
+            break
+    centroids = x[list(first.values())]
     for _ in range(rounds):
         nearest = torch.cat([torch.cdist(part, centroids).argmin(1) for part in x.split(4096)])
         sums = torch.zeros_like(centroids).index_add_(0, nearest, x)

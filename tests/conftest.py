@@ -160,6 +160,11 @@ def two_processes(script, *arguments, torchrun=False):
         subprocess.Popen([sys.executable, *map(str, words)], env=environment | own, **pipes)
         for words, own in starts
     ]
-    printed = [job.communicate(timeout=300) for job in jobs]
+    printed = []
+    try:
+        printed += [job.communicate(timeout=300) for job in reversed(jobs)]
+    finally:  # if one broke, the other waits for it
+        for job in jobs:
+            job.kill()
     assert not any(job.returncode for job in jobs), printed
     return "".join(out for out, _ in printed)

@@ -234,10 +234,14 @@ def test_apostrophes_and_hyphens_stand_within_words_alone():
 
 
 def test_particles_stand_within_a_phrase_but_not_at_its_end():
-    assert embed.terms_of("Robert de Niro") == {"robert", "de", "niro", "robert de niro"}
-    words = {"maria", "de", "la", "cruz", "drama"}
-    assert embed.terms_of("Maria de la Cruz drama") == words | {"maria de la cruz", "cruz drama"}
+    phrases = {"de niro", "robert de niro"}
+    assert embed.terms_of("Robert de Niro") == {"robert", "de", "niro"} | phrases
+    phrases = {"maria de la cruz", "de la cruz", "cruz drama"}
+    assert embed.terms_of("Maria de la Cruz drama") == {*"maria de la cruz drama".split()} | phrases
     assert embed.terms_of("la vita, casa de") == {"la", "vita", "la vita", "casa", "de"}
+    assert embed.terms_of("北 de 京") == {"北", "de", "京", "de 京", "北 de 京"}
+    names = ["robert de niro", "brian de palma", "de niro"]
+    assert embed.distinct(names, 3) == names[:2]  # alike by niro, not by de
 
 
 def test_a_phrase_is_of_two_words_and_each_ideograph_is_one():

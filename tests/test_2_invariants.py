@@ -468,9 +468,10 @@ def test_reasons_add_up_to_every_score(Model):
         assert reasons.parts["id"] == pytest.approx((state.u[0] @ net.item.weight[V]).item())
 
 
-def test_bfloat16_changes_the_loss_by_little(monkeypatch):
+@pytest.mark.parametrize("Model", MODELS)
+def test_bfloat16_changes_the_loss_by_little(Model, monkeypatch):
     """What a GPU computes in half precision, on the CPU: the same code, about the same loss."""
-    net = build(model.SAERec)
+    net = build(Model)
     batch = as_batch(*padded(*histories([3, 12, 7, 5, 2])))
     exact = model.catalogue_loss(net, batch)
     real = torch.autocast

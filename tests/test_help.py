@@ -28,7 +28,7 @@ for number, script in enumerate(sys.argv[1:]):
         except SystemExit as end:
             sys.stdout.flush()
             os._exit(end.code or 0)  # at once: to take torch down takes half a second
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -55,4 +55,7 @@ def test_help_from_anywhere(script, helped):
 
 def test_all_scripts_are_found():
     """Of a copy without the other folders, the five."""
-    assert len(SCRIPTS) >= 5 + 20 * (ROOT / "studies").is_dir()
+    found = {folder: sum(path.parent == ROOT / folder for path in SCRIPTS) for folder in FOLDERS}
+    assert found[""] == 5
+    for folder, least in {"sources": 6, "studies": 14, "tools": 4}.items():
+        assert found[folder] >= least or not (ROOT / folder).is_dir()

@@ -534,20 +534,20 @@ def test_a_choice_is_told_with_differences_taken_seed_by_seed(tmp_path):
     assert docs.choice_section(tmp_path / "none", []) == []
 
 
-def test_a_choice_stands_beside_what_todays_library_says():
+def test_a_choice_stands_beside_what_a_later_library_says():
     """Which is told where an ablation has all the rows of it."""
     names = ("Grounded", "Grounded + P d", "Grounded + next intent", "Grounded + P d + next intent")
     rows = []
     for number, name in enumerate(names):
         rows.append({"name": name, "valid NDCG@10": 0.1 + number / 100, "NDCG@10": dict(mean=0.09)})
-    (said,) = docs.choice_today(dict(dataset="tiny", rows=rows, tests=[]))
+    (said,) = docs.choice_later(dict(dataset="tiny", commit="abc", rows=rows, tests=[]))
     assert said.endswith("told apart from Grounded on test: none.")
     p_values = zip(names[1:], (0.001, 0.5, 0.009))
     tests = [dict(a="Grounded", b=name, p_holm=p) for name, p in p_values]
-    (told,) = docs.choice_today(dict(dataset="tiny", rows=rows, tests=tests))
+    (told,) = docs.choice_later(dict(dataset="tiny", commit="abc", rows=rows, tests=tests))
     assert told.endswith(": Grounded + P d, Grounded + P d + next intent.")
     assert "on tiny are: Grounded 0.1000 / 0.0900; Grounded + P d 0.1100 / 0.0900;" in said
-    assert not list(docs.choice_today(dict(dataset="tiny", rows=rows[1:], tests=[])))
+    assert not list(docs.choice_later(dict(dataset="tiny", commit="abc", rows=rows[1:], tests=[])))
 
 
 def test_rows_of_other_commits_are_told():
