@@ -438,7 +438,8 @@ def save_embeddings(settings, data, vectors, encoder):
     tensors = {"embeddings": vectors, "item": torch.from_numpy(data.text_item)}
     folder = str(data.folder.resolve())
     save_artifact(path, tensors, settings, data.hash, encoder=encoder, folder=folder)
-    path.with_name("vocabulary.safetensors").unlink(missing_ok=True)
+    if not process_of()[0]:  # else one that is late would remove the new one
+        path.with_name("vocabulary.safetensors").unlink(missing_ok=True)
     print(f"{path}: {len(vectors):,} texts, width {vectors.shape[1]}, from {encoder['name']}")
     return path
 

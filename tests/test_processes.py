@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+import embed
 import model
 import sae
 import saerec
@@ -52,3 +53,14 @@ def test_more_processes_than_rows(tmp_path, tiny_run):
     assert model.main(["--run", str(one), *flags]) == 0
     two_processes("model.py", "--run", two, *flags)
     compare(one, two, "grounded.safetensors")
+
+
+def test_a_late_process_leaves_what_the_first_has_written(tmp_path, tiny_run, monkeypatch):
+    run = copy_run(tiny_run, tmp_path / "run")
+    data = saerec.run_dataset(run)
+    (run / "vocabulary.safetensors").write_bytes(b"words")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    monkeypatch.setenv("RANK", "1")
+    settings = embed.EmbedSettings(run=str(run))
+    embed.save_embeddings(settings, data, torch.zeros(len(data.texts), 8), {"name": "late"})
+    assert before == {path.name: path.read_bytes() for path in run.iterdir()}
