@@ -530,8 +530,7 @@ def keep_texts(path, digest, sequences, held_out, index):
     """Read texts.jsonl, less what the split forbids -> (texts, their items, titles, counts).
 
     sequences, held_out: {user: items}; index: {item: 1..V}; counts: {what: how many}. Raises
-    UserError if no review is by a user there is, or most are of what their users don't have: then
-    the files don't fit together, and what is held out could not be told.
+    UserError, also where `check_reviews` does.
     """
     texts = []
     text_item = []
@@ -559,14 +558,7 @@ def keep_texts(path, digest, sequences, held_out, index):
         else:
             texts.append(text)
             text_item.append(index[item])
-    own = reviews - len(strangers)
-    remedy = 'write the same ids in both, or leave "user" out where it is not the author'
-    if 2 * len(strange) > own:
-        problem = f"{len(strange):,} of {own:,} reviews are not of what sequences.txt says"
-        raise UserError(f"{path}: {problem} that their users had ({strange[0]}, ...): {remedy}")
-    if strangers and not own:
-        problem = f"no review is by a user of sequences.txt ({strangers[0]}, ...)"
-        raise UserError(f"{path}: {problem}: {remedy}")
+    check_reviews(path, strange, strangers, reviews - len(strangers))
     if not texts:
         raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
     titles = [named.get(item) or described.get(item) or f"item {item}" for item in index]
@@ -578,6 +570,21 @@ def keep_texts(path, digest, sequences, held_out, index):
         "text(s) written in held-out interactions left out": leaking,
     }
     return texts, text_item, ["", *titles], counts
+
+
+def check_reviews(path, strange, strangers, own):
+    """Refuse texts.jsonl if its reviews don't fit sequences.txt: what is held out is not told then.
+
+    strange: where reviews of what their users don't have are; strangers: where reviews by users
+    without a line are; own: how many reviews the others wrote. Raises UserError.
+    """
+    remedy = 'write the same ids in both, or leave "user" out where it is not the author'
+    if 2 * len(strange) > own:
+        problem = f"{len(strange):,} of {own:,} reviews are not of what sequences.txt says"
+        raise UserError(f"{path}: {problem} that their users had ({strange[0]}, ...): {remedy}")
+    if strangers and not own:
+        problem = f"no review is by a user of sequences.txt ({strangers[0]}, ...)"
+        raise UserError(f"{path}: {problem}: {remedy}")
 
 
 def load_dataset(folder):
