@@ -939,7 +939,26 @@ def sample_section(folder):
         rows.append([*cells, *scores])
     header = ["label", "top items", "support", "words", "meaning"]
     title = f"## {count} intents of MovieLens 100K, drawn by a fixed seed"
-    return [title, paragraph(said), table(header, rows)]
+    verdicts, by = read_verdicts(folder, [row["label"] for row in drawn])
+    if verdicts:
+        header.append("true of the items")
+        rows = [[*row, verdict] for row, verdict in zip(rows, verdicts)]
+    return [title, paragraph(f"{said} {by}".strip()), table(header, rows)]
+
+
+def read_verdicts(folder, labels):
+    """How a reader judged each label -> (list of str, what was asked); empty if nobody did.
+
+    Raises UserError if the verdicts are of other labels.
+    """
+    path = folder / "judged_ml-100k.json"
+    if not path.is_file():
+        return [], ""
+    report = read_report(path, {"verdicts", "by"})
+    strange = [label for label in labels if label not in report["verdicts"]]
+    if strange:
+        raise UserError(f"{path} has no verdict on {strange[0]!r}: judge again, or delete it")
+    return [report["verdicts"][label] for label in labels], report["by"]
 
 
 def goals_section(folder):

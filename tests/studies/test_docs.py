@@ -405,6 +405,7 @@ def test_drawn_intents_by_hand(house, tmp_path):
     few = one | dict(label="birds", meaning_auroc=1.0, detection_texts=2)
     report = dict(command="python studies/sample.py", commit="abc", of=1234, drawn=[one, few])
     write(tmp_path / "results" / "intents_ml-100k.json", report)
+    (tmp_path / "results" / "judged_ml-100k.json").unlink(missing_ok=True)
     title, said, table = docs.sample_section(tmp_path / "results")
     assert title == "## 2 intents of MovieLens 100K, drawn by a fixed seed"
     assert said.startswith("By `python studies/sample.py` at commit abc, of 1,234 intents")
@@ -414,11 +415,25 @@ def test_drawn_intents_by_hand(house, tmp_path):
         "| war, army | Patton (1970); A \\| B | 3 | 0.88 |  |",
         "| birds | Patton (1970); A \\| B | 3 |  |  |",
     ]
+    verdicts = {"war, army": "wholly", "birds": "not"}
+    write(tmp_path / "results" / "judged_ml-100k.json", dict(verdicts=verdicts, by="By Ann."))
+    _, said, table = docs.sample_section(tmp_path / "results")
+    assert said.endswith("By Ann.") and table.startswith("| label | top items | support | words |")
+    assert [row.split(" | ")[-1] for row in table.split("\n")[2:]] == ["wholly |", "not |"]
+    (tmp_path / "results" / "judged_ml-100k.json").unlink()
     write(tmp_path / "results" / "intents_ml-100k.json", report | dict(drawn=[one] * 30))
     assert docs.main(house) == 0
     results = (tmp_path / "docs" / "results.md").read_text()
     assert "\n## Thirty intents of MovieLens 100K, drawn by a fixed seed\n" in results
     assert results.count("| war, army |") == 30
+
+
+def test_verdicts_on_other_labels_are_refused(house, tmp_path, fails):
+    one = dict(label="war", items=["Patton"], support=3, detection_texts=0)
+    report = dict(command="python studies/sample.py", commit="abc", of=9, drawn=[one])
+    write(tmp_path / "results" / "intents_ml-100k.json", report)
+    write(tmp_path / "results" / "judged_ml-100k.json", dict(verdicts={"birds": "not"}, by="Ann"))
+    fails(docs.main, house, "judged_ml-100k.json has no verdict on 'war'", "judge again")
 
 
 def test_ways_to_train_the_library_by_hand(tmp_path):
