@@ -7,8 +7,8 @@ studies/results/ holds what was measured: table_NAME.json, ablation_NAME.json an
 interpret_NAME.json of a data set, by studies/ablate.py and interpret.py, choice_NAME.json and
 grid_NAME.json by studies/choose.py, reasons_NAME.json by studies/reasons.py, cold_NAME.json by
 studies/cold.py, written_NAME.json by studies/written.py, intents_ml-100k.json by studies/sample.py,
-speed*.json by studies/speed.py, and intents_goals.json: before, goal and now of the library of
-intents. The text around the numbers is in this file.
+speed*.json by studies/speed.py. By hand are intents_goals.json and goals_speed.json: before, goal
+and now; and judged_ml-100k.json: a reader's verdicts. The text around the numbers is in this file.
 """
 
 import dataclasses
@@ -961,16 +961,15 @@ def read_verdicts(folder, labels):
     return [report["verdicts"][label] for label in labels], report["by"]
 
 
-def goals_section(folder):
-    """What the library of intents was, should be and is -> list of blocks. Raises UserError."""
-    path = folder / "intents_goals.json"
+def goals_section(path, what):
+    """What something was, should be and is, by a JSON file -> list of blocks. Raises UserError."""
     if not path.is_file():
         return []
     report = read_report(path, {"command", "commit", "rows"})
     header = ["what", "before", "goal", "now", "reached"]
     rows = [[in_cell(row[name]) for name in header] for row in report["rows"]]
     said = f"By `{report['command']}` at commit {report['commit']}."
-    return ["## The library of intents: before, goal, now", paragraph(said), table(header, rows)]
+    return [f"## {what}: before, goal, now", paragraph(said), table(header, rows)]
 
 
 def choice_row(report, name):
@@ -1039,7 +1038,8 @@ def grid_section(folder):
         f"Validation NDCG@10 of {seeds} seed(s), of the same small grid for the control and for "
         f"Grounded, by `{reports[0]['command']}` and so on at commit {reports[0]['commit']}; test "
         "items were not ranked. What no flag names has its default. Beyond this grid the weight of "
-        "Grounded's match was chosen on validation, which its control does not have."
+        "Grounded's match was chosen on validation, which its control does not have. The defaults "
+        "stay: what another dropout gains, it gains both."
     )
     rows = []
     for report in reports:
@@ -1072,7 +1072,7 @@ def results_document(folder, ablations):
     blocks += interpret_section(folder)
     blocks += reasons_section(folder)
     blocks += library_section(folder)
-    blocks += goals_section(folder)
+    blocks += goals_section(folder / "intents_goals.json", "The library of intents")
     blocks += sample_section(folder)
     return "\n\n".join(blocks) + "\n"
 
@@ -1131,6 +1131,7 @@ def speed_document(folder):
         "power of ten that ten times as many users, items or texts cost: 1 is linear."
     )
     blocks = ["# Speed", GENERATED, paragraph(said), bullets(SPEED_NOTES)]
+    blocks += goals_section(folder / "goals_speed.json", "Goals")
     for path in paths:
         report = read_report(path, {"machine", "torch", "commit", "command", "rows"})
         said = f"On {report['machine']}, torch {report['torch']}, commit {report['commit']}, by"

@@ -450,12 +450,12 @@ def test_ways_to_train_the_library_by_hand(tmp_path):
 
 
 def test_goals_by_hand(house, tmp_path, fails):
-    assert docs.goals_section(tmp_path) == []
     path = tmp_path / "results" / "intents_goals.json"
+    assert docs.goals_section(tmp_path / "none.json", "Goals") == []
     row = dict(what="agreement of two seeds", before="0.44", goal="0.80", now="0.79", reached="no")
     write(path, dict(command="python studies/library.py", commit="abc", rows=[row]))
-    title, said, table = docs.goals_section(tmp_path / "results")
-    assert title.startswith("## ") and said == "By `python studies/library.py` at commit abc."
+    title, said, table = docs.goals_section(path, "Speed")
+    assert title == "## Speed: before, goal, now" and said == "By `python studies/library.py` at commit abc."
     assert table.split("\n") == [
         "| what | before | goal | now | reached |",
         "| --- | --- | --- | --- | --- |",
