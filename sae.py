@@ -49,6 +49,7 @@ from embed import distinct, is_phrase, terms_of, whole_phrases
 SMALL = 64  # up to so many latents per active one the dense gradient is the cheaper
 MOST_TEXTS = 0.5  # what more texts say is boilerplate, and names nothing
 SAID_BY = 0.25  # share of an intent's texts, by codes squared, that say a word of its name
+ALSO_SAID = 0.1  # ... or a word that tells it from another of the same name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -742,7 +743,8 @@ def name_intents(latents, by_latent, corpus, count):
         ranked = name_words(dict(zip(near, scores[intent].tolist())), shares) or list(odds)
         common = [word for word in ranked if times[word] >= SAID_BY]
         common = distinct(whole_phrases(common, times), 2)
-        others = whole_phrases([*ranked, *odds], times)
+        some = [word for word in [*ranked, *odds] if times[word] >= ALSO_SAID]
+        others = whole_phrases(some or [*ranked, *odds], times)
         label = label_of(common, others, taken, int(latents[intent]))
         taken.add(label)
         yield label, odds

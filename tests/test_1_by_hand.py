@@ -325,21 +325,21 @@ def test_names_are_what_the_texts_say_and_others_do_not():
     assert sae.name_words(dict(sea=1.0), {"sea": (0.9, 0.5)}) == []  # half of all texts say it
 
 
-def named(texts, codes, vectors):
-    """The label of one intent, whose code fires on the first of the texts, by sae.py's rules.
+def named(texts, codes, vectors, intents=1):
+    """The labels of intents whose codes fire on the first of the texts, by sae.py's rules.
 
-    texts: list of str; codes: of the first ones; vectors: {word: its vector}. Texts on which it
-    fires have the embedding (1, 0), the others (0, 1), and all are training texts.
+    texts: list of str; codes: of the first ones; vectors: {word: its vector}. Texts on which they
+    fire have the embedding (1, 0), the others (0, 1), and all are training texts.
     """
     x = torch.tensor([[1.0, 0.0]] * len(codes) + [[0.0, 1.0]] * (len(texts) - len(codes)))
     words = {word: row for row, word in enumerate(vectors)}
     words_of = torch.tensor(list(vectors.values())).view(-1, 2)
     data = types.SimpleNamespace(texts=texts)
     corpus = sae.Corpus(data, x, torch.zeros(len(texts), dtype=torch.bool), words, words_of)
-    cells = torch.tensor([0, len(codes)]), torch.arange(len(codes), dtype=torch.int32)
-    fires = sae.SparseRows(*cells, torch.tensor(codes), columns=len(texts))
-    [(label, _)] = sae.name_intents(torch.tensor([0]), fires, corpus, 5)
-    return label
+    bounds = torch.arange(intents + 1) * len(codes)
+    cells = torch.arange(len(codes), dtype=torch.int32).repeat(intents)
+    fires = sae.SparseRows(bounds, cells, torch.tensor(codes * intents), columns=len(texts))
+    return [label for label, _ in sae.name_intents(torch.arange(intents), fires, corpus, 5)]
 
 
 def test_a_name_is_what_the_strongest_texts_say():
@@ -347,13 +347,23 @@ def test_a_name_is_what_the_strongest_texts_say():
     texts = ["sail wind", "calm", "calm", "calm", "calm", *["sail wind"] * 2, *["land"] * 12]
     vectors = dict(sail=[1.0, 0.0], calm=[0.9, 0.0], land=[0.0, 1.0]) | {"sail wind": [0.8, 0.0]}
     # sail, never without wind, means more and is in 9 / 13; calm is in 4 / 13, so both stand
-    assert named(texts, [3.0, 1.0, 1.0, 1.0, 1.0], vectors) == "sail wind, calm"
+    assert named(texts, [3.0, 1.0, 1.0, 1.0, 1.0], vectors) == ["sail wind, calm"]
     # with codes 1.1 it has 1.21 / 5.21 of the squares and 1.1 / 5.1 of the codes: below a quarter
-    assert named(texts, [1.1, 1.0, 1.0, 1.0, 1.0], vectors) == "calm"
+    assert named(texts, [1.1, 1.0, 1.0, 1.0, 1.0], vectors) == ["calm"]
     # with 1.2 it is 1.44 / 5.44 of the squares, more than a quarter, and 1.2 / 5.2 of the codes
-    assert named(texts, [1.2, 1.0, 1.0, 1.0, 1.0], vectors) == "calm, sail wind"
+    assert named(texts, [1.2, 1.0, 1.0, 1.0, 1.0], vectors) == ["calm, sail wind"]
     # no word has a vector: keywords alone
-    assert named(texts, [3.0, 1.0, 1.0, 1.0, 1.0], {}) == "calm"
+    assert named(texts, [3.0, 1.0, 1.0, 1.0, 1.0], {}) == ["calm"]
+
+
+def test_what_tells_equal_names_apart_is_said_by_a_tenth():
+    """Squid means more, but one text of twenty says it; gull is said by three."""
+    own = ["sail squid", *["sail gull"] * 3, *["sail"] * 16]
+    texts = [*own, *["land squid"] * 2, *["land"] * 78]
+    vectors = dict(sail=[9.0, 0.0], squid=[5.0, 0.0], gull=[1.0, 0.0], land=[0.0, 1.0])
+    assert named(texts, [1.0] * 20, vectors, intents=2) == ["sail", "sail, gull"]
+    # if nothing else is, the number of the latent tells them apart
+    assert named(own[:1] + own[4:] + texts[20:], [1.0] * 17, vectors, intents=2) == ["sail", "sail (1)"]
 
 
 def test_neighbours_get_different_names():
