@@ -296,7 +296,8 @@ def ablation_section(report):
     )
     names = means(report)
     tuned = "".join(said for name, said in TUNED.items() if name in names)
-    blocks = [f"## Ablation: {report['dataset']}", paragraph(said), paragraph(tuned)]
+    title = f"## Ablation: {report['dataset']}, {len(report['seeds'])} seed(s)"
+    blocks = [title, paragraph(said), paragraph(tuned)]
     return [*blocks, bullets(answers(report)), ablation_table(report)]
 
 
