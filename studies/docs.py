@@ -1088,9 +1088,9 @@ SPEED_NOTES = (
     "sentence-transformers==6.2.0` in one environment and `pip install torch==2.13.0 "
     "recbole==1.2.1 'numpy<2' 'pandas<2.3' 'scipy<1.12'` in another, whose Pythons `--peers` "
     "names.",
-    "Idle threads spin 1,000 times by default: idle that costs 2% (beauty) to 6% (the SAE) over "
-    "GNU OpenMP's own 300,000, and beside a busy process on one of two cores training takes 2.0 "
-    "to 2.4 times as long in place of 2.2 to 3.9. One thread (`OMP_NUM_THREADS=1`) does not feel "
+    "Idle threads spin 1,000 times by default: idle that costs 7% (ml-100k) to 19% (the SAE) over "
+    "GNU OpenMP's own 300,000, and beside a busy process on one of two cores training takes 1.8 "
+    "to 2.3 times as long in place of 3.2 to 4.8. One thread (`OMP_NUM_THREADS=1`) does not feel "
     "a neighbour, and where the work is small it is then the fastest. Intel's OpenMP, loaded in "
     "place of GNU's, waits by KMP_BLOCKTIME: 1 ms did as well as its default of 200 (busy 2.5 to "
     "2.8 times idle), 0 made idle 1.4 to 1.7 times as slow (commit 1ce5f9f, ml-100k), so it is "
