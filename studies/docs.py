@@ -1021,8 +1021,8 @@ def choice_later(report):
         pairs = [f"{name} {valid[name]:.4f} / {test[name]:.4f}" for name in names]
         yield (
             "The library was then that of a single SAE from random rows (commit 6ee0749), and the "
-            f"choice was not made again. With four that are averaged (commit {report['commit']}), validation "
-            f"/ test NDCG@10 on {report['dataset']} are: {'; '.join(pairs)} (the ablation below); "
+            f"choice was not made again. With four that are averaged (commit {report['commit']}), "
+            f"validation / test NDCG@10 on {report['dataset']} are: {'; '.join(pairs)} (the ablation below); "
             f"told apart from Grounded on test: {told}."
         )
 
