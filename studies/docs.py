@@ -1022,8 +1022,8 @@ def choice_later(report):
         yield (
             "The library was then that of a single SAE from random rows (commit 6ee0749), and the "
             f"choice was not made again. With four that are averaged (commit {report['commit']}), "
-            f"validation / test NDCG@10 on {report['dataset']} are: {'; '.join(pairs)} (the ablation below); "
-            f"told apart from Grounded on test: {told}."
+            f"validation / test NDCG@10 on {report['dataset']} are: {'; '.join(pairs)} (the "
+            f"ablation below); told apart from Grounded on test: {told}."
         )
 
 
