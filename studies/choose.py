@@ -17,10 +17,10 @@ from saerec import (  # noqa: E402
 )  # fmt: skip
 
 from model import new_model, train_model  # noqa: E402
-from studies.ablate import ROWS, AblateSettings, base_settings  # noqa: E402
+from studies.ablate import ROWS, AblateSettings, base_settings, rival_folder  # noqa: E402
 from studies.significance import write_result  # noqa: E402
 
-WITH_A_MODEL = [name for name, row in ROWS.items() if row.Model and not row.rival]
+WITH_A_MODEL = [name for name, row in ROWS.items() if row.Model]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ def validation_score(name, data, base, seed):
     """Train a row -> its best validation NDCG@10."""
     row = ROWS[name]
     settings = dataclasses.replace(base, seed=seed, **row.changes)
+    if row.rival:
+        settings = dataclasses.replace(settings, run=rival_folder(row.rival, settings))
     _, log = train_model(new_model(row.Model, settings, data), data, row.loss)
     return max(line["valid_NDCG@10"] for line in log)
 

@@ -9,6 +9,7 @@ intents.jsonl where its intents have names. From the run's own intents, some of 
     shuffled    the SAE's directions, each item with the codes of another
 from the texts, as many intents, and as many to a text but for kmeans:
     kmeans      centroids; a text has its nearest one alone
+    kmeans-k    the same centroids; a text has the K nearest
     pca         both signs of the principal axes
     dense       latents of an autoencoder whose codes nothing makes sparse
     text        an item's one intent is its mean text, which no other item has
@@ -51,7 +52,7 @@ SAE_CHANGES = {
     "twice-m": dict(latents=2),
     "seed": {},
 }
-KINDS = ("random", "shuffled", "kmeans", "pca", "dense", "text", *SAE_CHANGES)
+KINDS = ("random", "shuffled", "kmeans", "kmeans-k", "pca", "dense", "text", *SAE_CHANGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +156,16 @@ def strongest(scores, count):
 
 
 @torch.no_grad()
-def kmeans_intents(x, settings):
-    """Unit centroids of x [N, E] and each text's nearest one -> (vectors [J, E], Codes [N, 1])."""
+def kmeans_intents(x, settings, nearest=1):
+    """Unit centroids of x [N, E] and each text's nearest -> (vectors [J, E], Codes [N, nearest])."""
     random = generator(settings.seed, "k-means")
     vectors = F.normalize(kmeans(x, settings.latents, random, rounds=25), dim=1)
-    return vectors, strongest(x @ vectors.T, 1)
+    return vectors, strongest(x @ vectors.T, nearest)
+
+
+def many_kmeans_intents(x, settings):
+    """As `kmeans_intents`, but a text has as many centroids as it has latents."""
+    return kmeans_intents(x, settings, settings.active)
 
 
 @torch.no_grad()
@@ -188,13 +194,18 @@ def dense_intents(x, settings):
     return sae.W_dec.detach(), strongest(codes.values, settings.active)
 
 
-RIVALS = {"kmeans": kmeans_intents, "pca": pca_intents, "dense": dense_intents}
+RIVALS = {
+    "kmeans": kmeans_intents,
+    "kmeans-k": many_kmeans_intents,
+    "pca": pca_intents,
+    "dense": dense_intents,
+}
 
 
 def rival(kind, x, settings):
     """Directions of another kind, and codes of texts on them -> (vectors [J, E], Codes [N, K]).
 
-    kind: kmeans, pca or dense; x: standardized texts float32 [N, E]; settings: SaeSettings, whose
+    kind: one of RIVALS; x: standardized texts float32 [N, E]; settings: SaeSettings, whose
     latents are J. J is less where the texts or their width don't allow so many; K is the settings'
     `active`, for kmeans 1. Vectors have norm 1.
     """

@@ -57,6 +57,16 @@ def test_means_are_over_the_seeds_that_were_asked_for(tmp_path, tiny_run, monkey
     assert len(lines) == 2 and all("NDCG@10 0.0500 ± 0.0500 (2 seed(s)" in one for one in lines)
 
 
+def test_other_intents_are_chosen_too(tmp_path, tiny_run):
+    """A rival's model is trained on the rival's intents, which lie in a folder of the run."""
+    run = copy_run(tiny_run, tmp_path / "run")
+    argv = ["--run", str(run), "--only", "k-means,Grounded", "--seeds", "1", "--device", "cpu"]
+    assert choose.main([*argv, "--model-flags", FLAGS]) == 0
+    valid = json.loads((run / "choice.json").read_text())["valid"]
+    assert (run / "rivals" / "kmeans-0" / "intents.safetensors").is_file()
+    assert valid["k-means"]["0"] != valid["Grounded"]["0"]
+
+
 def test_a_broken_choice_is_refused(fails, tmp_path, tiny_run):
     run = copy_run(tiny_run, tmp_path / "run")
     (run / "choice.json").write_text("{")

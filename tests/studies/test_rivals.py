@@ -55,6 +55,20 @@ def test_text_is_the_mean_embedding_of_an_item(run):
     assert codes_of(text).sum(0).eq(1).all()  # an intent has one item
 
 
+def test_the_first_of_many_centroids_is_the_nearest():
+    """`kmeans-k` has the centroids of `kmeans`; of 6 planted clusters a text's own comes first."""
+    torch.manual_seed(0)
+    centers = F.normalize(torch.randn(6, 16), dim=1)
+    x = centers[torch.arange(600) % 6] + 0.05 * torch.randn(600, 16)
+    settings = sae.SaeSettings(latents=6, active=4, device="cpu")
+    vectors, one = rivals.rival("kmeans", x, settings)
+    same, many = rivals.rival("kmeans-k", x, settings)
+    assert torch.equal(vectors, same) and many.values.shape == (600, 4)
+    assert torch.equal(many.latents[:, :1], one.latents)
+    assert torch.equal(many.values[:, :1], one.values)
+    assert (many.values[:, :-1] >= many.values[:, 1:]).all()
+
+
 @pytest.mark.parametrize("kind", ["kmeans", "pca", "dense"])
 def test_rivals_have_unit_vectors_and_codes_that_rebuild(kind):
     torch.manual_seed(0)
