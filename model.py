@@ -8,9 +8,9 @@ A model maps a history of items [T] to a score for each item [V]. The intents th
 d [J, E], and the items' codes, code_vj [V, J], are those of intents.safetensors.
 
 SASRec (Kang & McAuley 2018)
-    h   = Dropout(LayerNorm(E[item] + pos))                     SASRec.embed                  (1)
+    h   = Dropout(LayerNorm(Y[item] + pos))                     SASRec.embed                  (1)
     u   = causal self-attention blocks(h)                       SelfAttention                 (2)
-    s_v = <u, E_v>                                              SASRec.scores                 (3)
+    s_v = <u, Y_v>                                              SASRec.scores                 (3)
     loss = cross entropy of softmax_v(s_v), the next item       catalogue_loss                (4)
 SAERec (arXiv 2606.18897); the u of (2) is now a
     Z   = W d + bias                                            SAERec.forward                (5)
@@ -19,20 +19,23 @@ SAERec (arXiv 2606.18897); the u of (2) is now a
     c   = cross-attention blocks(h_t, Z of the g highest df_j)  SAERec.public_intents         (8)
     u   = a + w_b b + w_c c, w = softmax(<a, [b, c]> / sqrt(D)) SAERec.fuse                   (9)
 Grounded (ours; D4 and D5 in docs/method.md)
-    E_v = e_v + sum_j code_vj p_j                               Grounded.item_table          (10)
+    Y_v = e_v + sum_j code_vj p_j                               Grounded.item_table          (10)
     r_j = idf_j sum_(i <= t) decay^(t - i) code_(item i) j      Grounded.history_intents     (11)
-    s_v = <u, E_v> + m sum_j r_j code_vj                        Grounded.scores              (12)
+    s_v = <u, Y_v> + m sum_j r_j code_vj                        Grounded.scores              (12)
 
-(2) and (11) read the past of a position, all else the position alone, so one pass over a row of
-items trains every prefix of it (D3). From a history to its scores:
+(2) and (11) read the past of a position, all else the position alone (and df, a running count over
+batches), so one pass over a row of items trains every prefix of it (D3). From a history to its scores:
     model_scores        pads histories; states_after looks up their items' vectors
-      item_table          E_v: ids, and for Grounded SparseRows.mix of codes and p
+      item_table          Y_v: ids, and for Grounded SparseRows.mix of codes and p
       forward             -> State: u, and what made it
         embed, trunk        (1), (2)
         personal_intents, CrossAttention, fuse        SAERec, (6) to (9); see guide
         history_intents     Grounded, (11)
       scores              (3), and for Grounded match, (12)
-Letters are those of saerec.py; D1 to D11 are departures from the paper, see docs/method.md.
+Letters are those of saerec.py, and H attention heads; Y [V+1, D] the table of item vectors, pos the
+learned positions, e_v and p_j learned rows of an item and of an intent; df and n moving averages in
+(6) and (8), see personal_intents, counts in (11), see inverse_frequency; m and decay are settings.
+D1 to D11 are departures from the paper, see docs/method.md.
 """
 
 import dataclasses
@@ -75,7 +78,7 @@ class ModelSettings(StageSettings):
 
 
 def check_model(s):
-    """Refuse ModelSettings of which one would change nothing or cannot be. Raises UserError."""
+    """Refuse a setting that the model ignores, and widths that heads don't divide. UserError."""
     for field in dataclasses.fields(s):
         only = field.metadata.get("only", s.model)
         changed = getattr(s, field.name) != field.default
@@ -93,7 +96,7 @@ def dropout(x, p, training):
     if not training or not p:
         return x
     bits = x.new_empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
-    drawn = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    drawn = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform, -2^15 to 2^15 - 1
     return x * (drawn >= round((p - 0.5) * 2**16)).div(1 - p)
 
 
@@ -135,16 +138,17 @@ class SelfAttention(Attention):
 
 class CrossAttention(Attention):
     def forward(self, x, z, chosen):
-        """x [P, D] attends to its rows, chosen int64 [P, k] or [1, k] for all, of z [any, D].
+        """x [P, D] attends to rows of z [any, D] -> [P, D].
 
-        Keys and values are projected once per row of z and then gathered, not once per P x k. The
-        products are written out: bmm is slow for P x H of so small matrices.
+        chosen: their numbers, int64 [P, n], or [1, n], the same for all; n is k or g. Keys and
+        values are projected once per row of z and then gathered, not once per P x n. The products
+        are written out: bmm is slow for P x H of so small matrices.
         """
-        q = self.split(self.query(x))[:, None]  # (P, 1, H, D/H)
-        k = self.split(F.embedding(chosen, self.key(z)))  # (P or 1, k, H, D/H)
-        v = self.split(F.embedding(chosen, self.value(z)))
-        weight = ((q * k).sum(3) / q.shape[-1] ** 0.5).softmax(1)  # (P, k, H)
-        mixed = (self.drop(weight)[:, :, :, None] * v).sum(1)  # (P, H, D/H)
+        query = self.split(self.query(x))[:, None]  # (P, 1, H, D/H)
+        keys = self.split(F.embedding(chosen, self.key(z)))  # (P or 1, n, H, D/H)
+        values = self.split(F.embedding(chosen, self.value(z)))  # (P or 1, n, H, D/H)
+        weight = ((query * keys).sum(3) / query.shape[-1] ** 0.5).softmax(1)  # (P, n, H)
+        mixed = (self.drop(weight)[:, :, :, None] * values).sum(1)  # (P, H, D/H)
         return self.finish(x, mixed.flatten(1))
 
 
@@ -209,7 +213,7 @@ class SASRec(torch.nn.Module):
         torch.nn.init.zeros_(self.item.weight.data[0])
 
     def item_table(self):
-        """E_v of all items -> [V+1, D]."""
+        """Y_v of all items -> [V+1, D]."""
         return self.item.weight
 
     def embed(self, vectors):
@@ -220,7 +224,7 @@ class SASRec(torch.nn.Module):
     def forward(self, items, vectors, wanted):
         """The State of the wanted positions.
 
-        items: int64 [B, T], padded at the end with 0; vectors: their E_v, float32 [B, T, D];
+        items: int64 [B, T], padded at the end with 0; vectors: their Y_v, float32 [B, T, D];
         wanted: int64 [P], places in the flattened items.
         """
         u = self.trunk(self.embed(vectors)).flatten(0, 1)[wanted]  # (P, D)
@@ -267,8 +271,9 @@ class SAERec(SASRec):
     def personal_intents(self, h, z):
         """Equation (6): the k intents of highest similarity x idf -> int64 [P, k]; J where r is 0.
 
-        h: [P, D]; z: [J+1, D]. df counts the positions where an intent is among the k most similar;
-        the moving averages of df and n, the positions, move in training only (D8).
+        h: [P, D]; z: [J+1, D]. df counts the positions where an intent is among the k most similar,
+        and similar at all; the moving averages of df and n, the positions, move in training only
+        (D8).
         """
         cosine = F.normalize(h, dim=1) @ F.normalize(z[:-1], dim=1).T  # (P, J)
         similarity = cosine.relu() * self.known
@@ -276,7 +281,7 @@ class SAERec(SASRec):
         r, chosen = (similarity * idf).topk(self.settings.personal)  # (P, k)
         if self.training:
             top = similarity.topk(self.settings.personal)
-            count = torch.zeros(len(z), device=h.device)  # of positions: per intent, and of all
+            count = torch.zeros(len(z), device=h.device)  # (J+1,) positions: of intents; last, all
             count.index_add_(0, top.indices.flatten(), (top.values > 0).float().flatten())
             count[-1] = len(h)
             sum_over_processes(count)
@@ -400,9 +405,9 @@ MODELS = {"sasrec": SASRec, "saerec": SAERec, "grounded": Grounded}
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Weighted sum over p of log sum_v exp(s_pv) - s_(p, target_p), s_pv = <u_p, E_v> + extra_pv.
+    """Weighted sum over p of log sum_v exp(s_pv) - s_(p, target_p), s_pv = <u_p, Y_v> + extra_pv.
 
-    The P x V scores never exist at once: a chunk of positions is scored, reduced to its share of
+    The P x V scores never exist at once: a chunk of positions is scored, reduced to its part of
     the loss and of both gradients on the way forward, and forgotten. A chunk fits the cache of a
     CPU; a GPU wants few, large kernels.
     """
@@ -427,10 +432,11 @@ class CrossEntropy(torch.autograd.Function):
             torch.mm(u[at], table.T, out=scores)
             if extra is not None:
                 scores += extra(at)
-            share = torch.softmax(scores, 1, out=share_room[: len(own)])
-            log_sum = scores.amax(1) - share.amax(1).log()  # of exp(s), (rows,)
+            share = torch.softmax(scores, 1, out=share_room[: len(own)])  # (rows, V)
+            # The largest share is exp(max s - log_sum)
+            log_sum = scores.amax(1) - share.amax(1).log()  # (rows,)
             loss += weight[at] @ (log_sum - scores.gather(1, own)[:, 0])
-            slope = share.scatter_(1, own, share.gather(1, own) - 1)  # d loss / d score
+            slope = share.scatter_(1, own, share.gather(1, own) - 1)  # d loss / d score, in place
             torch.mm(slope, table, out=du[at])
             dtable.addmm_(slope.T, u[at] * weight[at, None])
         ctx.save_for_backward(du * weight[:, None], dtable)
@@ -446,7 +452,7 @@ class Batch(NamedTuple):
     """What a training step needs."""
 
     items: torch.Tensor  # int64 [B, T], padded at the end with 0
-    real: torch.Tensor  # int64 [P], places of real positions in the flattened items
+    real: torch.Tensor  # int64 [P], where real positions lie in items.flatten()
     target: torch.Tensor  # int64 [P], the item that followed
     weight: torch.Tensor  # float32 [P], of a position in the loss; sum to 1 over all processes
 
@@ -524,12 +530,15 @@ def shuffled_batches(rows, positions, random):
 
 
 def pad_rows(rows, chosen, flat):
-    """Chosen rows, padded at the end -> (place in flat int64, items int64, real), [B, T] each."""
+    """Chosen rows, padded at the end -> (at_flat int64, items int64, real bool), [B, T] each.
+
+    at_flat: where an item lies in flat.
+    """
     length = rows.length[chosen]
     step = torch.arange(int(length.max()))
     real = step < length[:, None]
-    place = torch.where(real, rows.begin[chosen][:, None] + step, 0)
-    return place, torch.where(real, flat[place], 0), real
+    at_flat = torch.where(real, rows.begin[chosen][:, None] + step, 0)
+    return at_flat, torch.where(real, flat[at_flat], 0), real
 
 
 def make_batch(rows, chosen, flat, device):
@@ -537,12 +546,12 @@ def make_batch(rows, chosen, flat, device):
     process, processes = process_of()
     positions = int(rows.length[chosen].sum())
     mine = chosen[process::processes]
-    place, items, real = pad_rows(rows, mine if len(mine) else chosen[:1], flat)
+    at_flat, items, real = pad_rows(rows, mine if len(mine) else chosen[:1], flat)
     real &= len(mine) > 0  # fewer rows than processes: take part with no position
-    target = flat[place[real] + 1]
+    target = flat[at_flat[real] + 1]  # (P,)
     weight = torch.full((len(target),), 1 / positions)
-    places = real.flatten().nonzero()[:, 0]
-    return Batch(*(part.to(device) for part in (items, places, target, weight)))
+    real = real.flatten().nonzero()[:, 0]  # (P,)
+    return Batch(*(part.to(device) for part in (items, real, target, weight)))
 
 
 # Training
@@ -589,7 +598,7 @@ def new_model(Model, settings, data, intents=None):
 
 
 def train_step(model, optimizer, loss, batch):
-    """One step on a Batch -> its loss, a tensor: to read it a GPU would have to be waited for."""
+    """One step on a Batch -> its loss, a tensor: reading it would wait for a GPU."""
     value = loss(model, batch)
     optimizer.zero_grad()
     value.backward()
@@ -627,7 +636,7 @@ def train_model(model, data, loss=catalogue_loss):
             losses.append(train_step(model, optimizer, loss, batch))
             progress.show(round(epoch - 1 + step / (len(parts) + 1), 2))
         mean_loss = sum_over_processes(torch.stack(losses).mean()).item()
-        if not abs(mean_loss) < torch.inf:  # nor is NaN
+        if not abs(mean_loss) < torch.inf:  # infinite, or NaN
             raise FloatingPointError(f"the loss in epoch {epoch} is {mean_loss}: lower --lr")
         seconds = time.perf_counter() - started
         valid = validate(model, data)

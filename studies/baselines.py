@@ -258,7 +258,7 @@ class GRU4Rec(SASRec):
 
 
 class SASRecWithText(SASRec):
-    """E_v = e_v + P x_v with x_v an item's mean text and e_v from 0: text without intents.
+    """Y_v = e_v + P x_v with x_v an item's mean text and e_v from 0: text without intents.
 
     Its intents are those of `text` in studies/rivals.py, one per item with texts.
     """

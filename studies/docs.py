@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import UserError, run_command, setting, write_lines  # noqa: E402
 
 from studies.choose import standard_error  # noqa: E402
+from studies.interpret import COMPARED  # noqa: E402
 from studies.significance import LEVEL, outcome, with_spread  # noqa: E402
 
 BEGIN = "<!-- results -->"
@@ -528,14 +529,10 @@ def interpret_table(reports):
         cells = [report["labels"].get(name) for report in reports]
         judged = "labels" if name.endswith("by meaning") else "keywords"
         rows.append([f"{judged} of {name}", *map(label_cell, cells)])
-    measures = (
-        ("intents among another seed's", "stability", same_cell),
-        ("intents among random directions", "floor", same_cell),
-    )
-    for name, key, cell in measures:
+    for key, name in COMPARED.items():
         found = [report.get(key) for report in reports]
         if any(found):
-            rows.append([name, *map(cell, found)])
+            rows.append([name, *map(same_cell, found)])
     return table(["", *(report["dataset"] for report in reports)], rows)
 
 
@@ -543,13 +540,13 @@ def interpret_findings(report):
     """What interpret measured on one data set, in sentences, disappointing results first."""
     of = report["dataset"]
     same = report["stability"]
-    floor = ""
-    if "floor" in report:
-        floor = f" ({report['floor']['mean_cosine']:.2f} among random directions)"
+    others = dict(kmeans="of k-means' centroids", texts="among random texts")
+    others |= dict(floor="among random directions")
+    floors = [f"{report[key]['mean_cosine']:.2f} {others[key]}" for key in others if key in report]
     yield (
         f"{of}: another seed's SAE has a direction with a cosine above .7 for "
         f"{same['above_07']:.0%} of the intents; the mean best cosine is "
-        f"{same['mean_cosine']:.2f}{floor}."
+        f"{same['mean_cosine']:.2f} ({', '.join(floors)})."
     )
     if "told" in report:
         yield (
@@ -622,7 +619,8 @@ def interpret_section(folder):
 def recovery_section(report):
     """How well methods find the true intents of a planted world -> list of blocks."""
     highest = []
-    for key, name in (("mean_cosine", "cosine"), ("auroc", "AUROC"), ("isolation", "isolation")):
+    columns = dict(recovered="recovered", mean_cosine="cosine", auroc="AUROC", isolation="isolation")
+    for key, name in columns.items():
         best = max(report["recovery"], key=lambda row: row[key])
         highest.append(f"{name} {row_name(best)}")
     said = (

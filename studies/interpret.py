@@ -4,7 +4,8 @@
 
 labels      how well an intent's keywords alone tell held-out texts that it fires on
             (AUROC), beside the keywords of other intents, and those of k-means' clusters
-stability   how much of the library another seed of the SAE finds again, beside random directions
+stability   how much of the library another seed of the SAE finds again, beside what two runs of
+            k-means share, and how much of it random texts and random directions have
 recovery    of a planted world (sources/planted.py): how well directions and codes find the true
             intents, beside SAEs of other sizes, an L1 penalty, PCA, k-means, a dense autoencoder
             and random directions
@@ -34,6 +35,12 @@ from studies.rivals import (  # noqa: E402
 )  # fmt: skip
 from studies.significance import write_result  # noqa: E402
 
+COMPARED = {  # of `measure_stability`
+    "stability": "intents among another seed's",
+    "kmeans": "k-means' centroids among another seed's",
+    "texts": "intents among random texts",
+    "floor": "intents among random directions",
+}
 DIRECTIONS = {"pca": "PCA", "kmeans": "k-means", "dense": "dense autoencoder"}
 
 
@@ -78,8 +85,10 @@ def told_names(rows):
 def cluster_labels(run, clusters, seed):
     """Name k-means' clusters of a Run's texts as sae.py names intents -> rows of intents.jsonl."""
     x = run.sae.standardize(run.embeddings)
-    settings = dataclasses.replace(run.settings, latents=min(clusters, len(x)), seed=seed)
-    vectors, codes = rival("kmeans", x, settings)
+    train = x[~run.corpus.held_out]
+    settings = dataclasses.replace(run.settings, latents=min(clusters, len(train)), seed=seed)
+    vectors, _ = rival("kmeans", train, settings)
+    codes = strongest(x @ vectors.T, 1)
     all_others = torch.full((len(vectors),), settings.members)
     return build_library(vectors, codes, all_others, run.corpus, settings)[1]
 
@@ -158,11 +167,25 @@ def assignment(gain):
 
 
 def measure_stability(run, seed):
-    """`stability` against the library of another seed, and of as many random directions."""
+    """`stability` against the library of another seed, and what it has to be compared with -> dict.
+
+    "kmeans": of the centroids of two seeds, as many as there are latents; "texts", "floor": of the
+    library against as many random training texts, and random directions, as the other has intents.
+    """
     vectors = run.intents["vectors"]
     others = sae_library("seed", run, 0)[0]["vectors"]
-    directions = torch.randn(others.shape, generator=generator(seed, "random directions"))
-    return dict(stability=stability(vectors, others), floor=stability(vectors, directions))
+    random = generator(seed, "random directions")
+    directions = torch.randn(others.shape, generator=random)
+    x = run.sae.standardize(run.embeddings[~run.corpus.held_out])
+    texts = x[torch.randperm(len(x), generator=random)[: len(others)]]
+    seeds = [dataclasses.replace(run.settings, seed=seed + n) for n in range(2)]
+    one, another = (rival("kmeans", x, each)[0] for each in seeds)
+    return dict(
+        stability=stability(vectors, others),
+        kmeans=stability(one, another),
+        texts=stability(vectors, texts),
+        floor=stability(vectors, directions),
+    )
 
 
 # Recovery of a planted truth
@@ -298,11 +321,11 @@ def interpret_lines(report):
         judged = "labels of" if name.endswith("by meaning") else "keywords of"
         yield f"{judged:11} {name:27}AUROC: {said}"
     yield f"two of the five top texts or more say each word of {report['told']:.0%} of the names"
-    for name, key in (("another seed's", "stability"), ("random directions", "floor")):
+    for key, name in COMPARED.items():
         same = report[key]
         said = f"mean best cosine {same['mean_cosine']:.2f}, above 0.7 for {same['above_07']:.0%}"
         said += f", one to one {same['matched_cosine']:.2f}"
-        yield f"intents among {name:23} {said}"
+        yield f"{name:41} {said}"
     if "recovery" in report:
         yield from recovery_lines(report["recovery"])
 

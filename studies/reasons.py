@@ -9,7 +9,8 @@ deletion    an item's score without its largest terms, beside as many random one
 insertion   the id's part and the largest terms alone, beside random ones
 back        how many terms it takes until the item is back where it was
 history     "because you took X": the history without the item that evokes an item's largest term,
-            beside a random one that lacks the intent, and the one that lacks it nearest to X
+            beside a random one that lacks the intent, and the one that lacks it nearest to X; in
+            equation (11) the others keep their age
 older       the same where X is older than that
 of SAERec, whose scores are sums of three parts,
 parts       u without a part, beside u without a random direction as long
@@ -232,12 +233,16 @@ def items_to_take(asked, lists, place, intent, decay, random):
 def without_items(asked, lists, place, items):
     """(State, ranks) of listed items, int64 [m] of n, once an item each leaves the history.
 
-    items: int64 [m]. They leave it wherever it has them, and stay out of the ranking.
+    items: int64 [m]. They leave it wherever it has them, and stay out of the ranking. Where a state
+    has r, what is older does not move up in it: else an item that lacks an intent would raise the
+    intent's term by leaving, if it is newer than those that carry it.
     """
     user = lists.user[place]
-    histories = [lists.histories[one] for one in user.tolist()]
-    pairs = zip(histories, items.tolist())
+    pairs = [(lists.histories[one], item) for one, item in zip(user.tolist(), items.tolist())]
     state = state_after(asked, [history[history != item] for history, item in pairs])
+    if state.r is not None:
+        blank = [np.where(history == item, 0, history) for history, item in pairs]
+        state = state._replace(r=state_after(asked, blank).r)
     scores = asked.model.scores(state, asked.table)
     return state, target_ranks(scores, lists.item[place], lists.seen[user])
 

@@ -29,7 +29,7 @@ class SampledSettings(ModelSettings):
 
 
 def some_vectors(model, ids):
-    """E_v of some items, int64 [U] -> [U, D]: rows of model.item_table()."""
+    """Y_v of some items, int64 [U] -> [U, D]: rows of model.item_table()."""
     vectors = F.embedding(ids, model.item.weight)
     if isinstance(model, Grounded):
         vectors = vectors + model.codes.gather(ids).mix(model.intent_table())

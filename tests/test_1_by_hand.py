@@ -517,7 +517,7 @@ def test_a_score_gains_by_what_an_item_shares_with_the_history():
     net = grounded()
     r = torch.tensor([[3.0, 0.2]])
     state = model.State(torch.tensor([[1.0, 0]]), torch.zeros(1, 1, 2), r=r)
-    # <u, E_v> is 0, 2, 1, 0; the match .5 times 0, 2 * 3, 1 * 3 + 1 * .2, 0
+    # <u, Y_v> is 0, 2, 1, 0; the match .5 times 0, 2 * 3, 1 * 3 + 1 * .2, 0
     expected = torch.tensor([[0, 2 + 3.0, 1 + 1.6, 0]])
     torch.testing.assert_close(net.scores(state, net.item_table()), expected)
 

@@ -170,7 +170,7 @@ def test_interpret_writes_what_it_measured(tmp_path, tiny_data, capsys):
     permuted = np.median([score for score in others if score is not None])
     assert report["labels"]["SAE"]["median"] == pytest.approx(median)
     assert report["labels"]["SAE, labels permuted"]["median"] == pytest.approx(permuted)
-    for key in ("stability", "floor"):
+    for key in interpret.COMPARED:
         assert 0 < report[key]["matched_cosine"] <= report[key]["mean_cosine"] + 1e-6 <= 1 + 2e-6
     assert "SAE, by meaning" in report["labels"]
     assert "recovery" not in report
