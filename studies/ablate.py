@@ -40,7 +40,10 @@ from studies import baselines, rivals, significance, variants  # noqa: E402
 
 FIRST = "Grounded"
 UNMATCHED = "Grounded without match"
-ALSO = (("SAERec", "SASRec"),)  # compared besides, where both are trained: what the paper claims
+ALSO = (  # compared besides, where both are trained
+    ("SAERec", "SASRec"),  # what the paper claims
+    ("Grounded", "SASRec + text"),  # whether intents are more than texts
+)
 
 
 class Row(NamedTuple):

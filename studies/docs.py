@@ -83,6 +83,7 @@ QUESTIONS = (
         "Grounded",
         ("SASRec", "Grounded without match", "match alone"),
     ),
+    ("Does Grounded have more than texts give?", "Grounded", ("SASRec + text",)),
     ("Must the codes be those of the item itself?", "Grounded", ("shuffled codes",)),
     (
         "Would intents of another kind do as well for Grounded?",
@@ -149,6 +150,11 @@ TUNED = {  # a row, and what is said of how it was tuned
         "all others, which may suit them less: so mind the rows without the match. K-means gives a "
         "text one code, the SAE K. "
     ),
+    "dense autoencoder": (
+        "The dense autoencoder is a single one, of 20 passes without noise, and all its latents "
+        "are kept. "
+    ),
+    "Grounded with a GRU": "Grounded with a GRU has the settings of GRU4Rec. ",
     "Grounded": "All else has the defaults, but for what the command says.",
 }
 
@@ -1060,6 +1066,9 @@ def results_document(folder, ablations):
         "seeds. The test makes 10,000 permutations, so among n comparisons no p can be under n / "
         "10,001. Holm's correction is over the comparisons of one section: where two sections have "
         "the same pair, as they do on scientific, p is smaller in the one that compares less.",
+        "The tests are over users, with the seeds that were drawn: another set of seeds, or another "
+        "library, may move a mean by more than ± says. Rows of one data set share its library of "
+        "intents; intents of another kind are made anew for each seed.",
     ]
     blocks = ["# Results", GENERATED, "## What was measured", *map(paragraph, protocol)]
     blocks += paper_section(folder)
