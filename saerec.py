@@ -426,7 +426,16 @@ class Dataset:
         return np.delete(self.flat, [self.held_out("valid"), self.held_out("test")])
 
 
-PACKED = {b"PK\3\4": "zip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+NOT_TEXT = {  # how such files begin
+    b"PK\3\4": "a zip archive, or a spreadsheet: unpack it, or save the sheet as CSV in UTF-8",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet: save the sheet as CSV in UTF-8",
+    b"PAR1": "a Parquet file: write its table as CSV",
+    b"BZh": "a bz2 archive: unpack it",
+    b"\xfd7zXZ": "an xz archive: unpack it",
+    b"\x28\xb5\x2f\xfd": "a zst archive: unpack it",
+    b"\xff\xfe": "UTF-16: save it as UTF-8",
+    b"\xfe\xff": "UTF-16: save it as UTF-8",
+}
 
 
 def open_plain(path):
@@ -436,10 +445,10 @@ def open_plain(path):
     if start.startswith(b"\x1f\x8b"):
         file.close()
         return gzip.open(path)
-    for mark, kind in PACKED.items():
+    for mark, kind in NOT_TEXT.items():
         if start.startswith(mark):
             file.close()
-            raise UserError(f"{path} is a {kind} archive: unpack it")
+            raise UserError(f"{path} is {kind}")
     return file
 
 
@@ -460,15 +469,15 @@ def read_lines(path, digest):
         raise UserError(f"{path} line {number} cannot be read ({error}): {remedy}") from error
 
 
-MISSING = frozenset(("", "na", "n/a", "<na>", "#n/a", "nan", "null", "none"))
+MISSING = frozenset(("", "na", "n/a", "<na>", "#n/a", "nan", "nat", "null", "(null)", "\\n", "none"))
 
 
 def check_id(name):
     """Raises ValueError for what cannot be the id of a user or an item, with the remedy."""
     if name.strip().lower() in MISSING:
         raise ValueError(f"id {name!r} is a missing value: remove the line")
-    if name.split() != [name]:
-        raise ValueError(f"id {name!r} holds white space: write it without")
+    if name.split() != [name] or not name.isprintable():
+        raise ValueError(f"id {name!r} holds white space, or what nobody sees: write it without")
     if re.fullmatch(r"\d+([.,]\d+)?E\+\d+|\d+[.,]\d+E\d+", name, re.I):
         raise ValueError(f"id {name!r} was rounded by a spreadsheet: export ids as text")
 
@@ -487,7 +496,7 @@ def read_sequences(path, digest):
     sequences = {}
     known = {}  # each id is kept once, however often it occurs
     for number, line in read_lines(path, digest):
-        user, *items = line.split() or [""]
+        user, *items = re.split("[ \t]+", line.strip(" \t\r\n"))
         where = f"{path} line {number}"
         if "\r" in line.rstrip("\r\n"):
             problem = "a carriage return without a line feed, as on old Macs"
@@ -513,10 +522,10 @@ def read_texts(path, digest, known):
     for number, line in read_lines(path, digest):
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
-            values = row["item"], row["text"], row.get("user") or "", row.get("title") or ""
+            row = {name: one for name, one in json.loads(line).items() if one is not None}
+            values = row["item"], row["text"], row.get("user", ""), row.get("title", "")
             "".join(values)  # a TypeError says which is no string
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             problem = f'not a JSON object with strings "item", "text" ("user", "title"): {error!r}'
             raise UserError(f"{where}: {problem}: correct the line") from error
         if values[0] not in known:
@@ -536,6 +545,7 @@ def keep_texts(path, digest, sequences, held_out, index):
     text_item = []
     named = {}
     described = {}  # by the begin of a text, where there is no title
+    near = {plain_id(name): name for name in sequences}
     strange = []  # reviews of what their users, who have a line, don't have
     strangers = []  # reviews by users without a line
     reviews = empty = leaking = halves = 0
@@ -548,6 +558,9 @@ def keep_texts(path, digest, sequences, held_out, index):
             described.setdefault(item, " ".join(text.split())[:70])
         reviews += bool(user)
         if user and user not in sequences:
+            if plain_id(user) in near:
+                problem = f"user {user!r} has no line in sequences.txt, but {near[plain_id(user)]!r}"
+                raise UserError(f"{path} line {line}: {problem} has: write the same ids in both")
             strangers.append(f"line {line}: {user!r}")
         elif user and item not in sequences[user]:
             strange.append(f"line {line}: {user!r} about {item!r}")
@@ -570,6 +583,11 @@ def keep_texts(path, digest, sequences, held_out, index):
         "text(s) written in held-out interactions left out": leaking,
     }
     return texts, text_item, ["", *titles], counts
+
+
+def plain_id(name):
+    """An id less what programs change of it: case, outer space, leading zeros, .0 at the end."""
+    return name.strip().casefold().removesuffix(".0").lstrip("0")
 
 
 def check_reviews(path, strange, strangers, own):
@@ -611,15 +629,13 @@ def load_dataset(folder):
     held_out = {user: sequences[user][-2:] for user in kept}
     path = dataset_file(folder, "texts.jsonl")
     texts, text_item, titles, counts = keep_texts(path, digest, sequences, held_out, index)
+    again = sum(sequences[user][-1] in sequences[user][:-1] for user in kept)
     counts |= {
         "user(s) with fewer than 3 items left out": len(sequences) - len(kept),
         "item(s) without text kept, with no intents": len(items) - 1 - len(set(text_item)),
+        "user(s) had their last item before, a miss for every model": again,
     }
     notes = [f"{number:,} {what}" for what, number in counts.items() if number]
-    again = sum(sequences[user][-1] in sequences[user][:-1] for user in kept)
-    if 10 * again > len(kept):
-        notes.append(f"{again:,} USERS HAD THEIR LAST ITEM BEFORE, a miss for every model: "
-                     "remove repeated rows, if they are")
     notes += tie_notes(folder)
     of_texts = (texts, np.array(text_item, np.int32), titles, notes)
     return Dataset(folder, digest.hexdigest()[:16], kept, items, start, flat, *of_texts)

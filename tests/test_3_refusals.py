@@ -42,6 +42,7 @@ THREE = "ann a b c\n"
         ("ann a b\n", text("a"), ["sequences.txt", "no user with 3 items"]),
         (THREE, text("a") + text("zoo"), ["texts.jsonl line 2", "'zoo'", "no sequence", "remove"]),
         (THREE, text("a") + '{"item": "b", "text"\n', ["texts.jsonl line 2", "not a JSON object"]),
+        (THREE, "[" * 100_000 + "\n", ["texts.jsonl line 1", "not a JSON object", "correct"]),
         (THREE, '["a"]\n', ["texts.jsonl line 1", "not a JSON object", "correct"]),
         (THREE, '{"item": "a"}\n', ["texts.jsonl line 1", "'text'"]),
         (THREE, '{"item": "a", "text": 5}\n', ["texts.jsonl line 1", "strings", "int"]),

@@ -63,14 +63,36 @@ def test_reviews_of_users_without_a_line_may_be_most(tmp_path):
     assert len(data.texts) == 10
 
 
-@pytest.mark.parametrize("number", ["{}.0", "0{}", "u{}"])
-def test_user_ids_written_otherwise_are_refused(tmp_path, fails, number):
+def test_user_ids_written_otherwise_are_refused(tmp_path, fails):
     """Else every held-out review would stay, without a word."""
     sequences = "".join(f"{user} a b c d\n" for user in range(1, 6))
-    reviews = "".join(review("d", number.format(user)) for user in range(1, 6))
+    reviews = "".join(review("d", f"u{user}") for user in range(1, 6))
     folder = write_folder(tmp_path / "d", sequences, reviews)
-    first = number.format(1)
-    fails(saerec.main, ["check", folder], "no review is by a user", f"line 1: '{first}'", "same ids")
+    fails(saerec.main, ["check", folder], "no review is by a user", "line 1: 'u1'", "same ids")
+
+
+@pytest.mark.parametrize("other", ["7.0", "07", "ANN", " ann", "ann ", "Ann"])
+def test_one_user_id_written_otherwise_is_refused(tmp_path, fails, other):
+    """Though all others are right: the review of a held-out item would stay."""
+    sequences = "7 a b c d\nann a b c d\n"
+    reviews = review("a", "ann") + review("a", "7") + review("a", "zoe") + review("d", other)
+    folder = write_folder(tmp_path / "d", sequences, reviews)
+    known = "'7'" if "7" in other else "'ann'"
+    words = ["texts.jsonl line 4", repr(other), f"but {known} has", "same ids in both"]
+    fails(saerec.main, ["check", folder], *words)
+
+
+@pytest.mark.parametrize("user", [0, 5, False, [], {}])
+def test_a_user_that_is_no_string_is_refused(tmp_path, fails, user):
+    """0 is a user as 5 is, not nobody."""
+    folder = write_folder(tmp_path / "d", "0 a b c d\n", review("d", user))
+    fails(saerec.main, ["check", folder], "texts.jsonl line 1", "strings", '"user"')
+
+
+def test_a_user_and_a_title_that_are_null_are_none(tmp_path):
+    line = '{"item": "a", "text": "one", "user": null, "title": null}\n'
+    data = saerec.load_dataset(write_folder(tmp_path / "d", "ann a b c\n", line))
+    assert data.texts == ["one"] and data.titles[1] == "one"
 
 
 def test_user_ids_renumbered_in_one_file_are_refused(tmp_path, fails):
@@ -89,13 +111,21 @@ def test_item_ids_written_otherwise_are_shown_beside_each_other(tmp_path, fails)
 # Ids and texts that are damaged
 
 
-@pytest.mark.parametrize("name", ["NA", "nan", "NULL", "None", "N/A", "9.78E+12", "1,2E+10", "5E+09"])
+@pytest.mark.parametrize("name", [*"NA nan NaT NULL None N/A \\N (null) 9.78E+12 1,2E+10 5E+09".split()])
 def test_damaged_ids(tmp_path, fails, name):
     remedy = "spreadsheet" if "E+" in name else "remove the line"
     folder = write_folder(tmp_path / "user", f"ann a b c\n{name} a b c\n", text("a"))
     fails(saerec.main, ["check", folder], "sequences.txt line 2", repr(name), remedy)
     folder = write_folder(tmp_path / "item", f"ann a b {name}\n", text("a"))
     fails(saerec.main, ["check", folder], "sequences.txt line 1", repr(name), remedy)
+
+
+@pytest.mark.parametrize("hidden", ["\xa0", "\u3000", "\u2028", "\x1f", "\x00", "\u200b", "\ufeff"])
+def test_ids_that_hold_what_nobody_sees(tmp_path, fails, hidden):
+    """Such an id would be cut in two, or be another than it looks."""
+    folder = write_folder(tmp_path / "d", f"ann a b c\nbob a{hidden}x b c\n", text("b"))
+    words = ["sequences.txt line 2", repr(f"a{hidden}x"), "white space, or what nobody sees"]
+    fails(saerec.main, ["check", folder], *words)
 
 
 @pytest.mark.parametrize("name", ["Nanette", "1E5", "B00E+", "null_1", "12", "-"])
@@ -148,6 +178,21 @@ def test_other_archives_are_named(tmp_path, fails, kind):
     fails(saerec.main, ["check", folder], "texts.jsonl", f"{kind} archive", "unpack it")
 
 
+@pytest.mark.parametrize(
+    "start, words",
+    [
+        (b"PAR1\x15\x04", ["a Parquet file", "CSV"]),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", ["a spreadsheet", "save the sheet as CSV"]),
+        ("\ufeffann a b c\n".encode("utf-16-le"), ["UTF-16", "save it as UTF-8"]),
+        ("\ufeffann a b c\n".encode("utf-16-be"), ["UTF-16", "save it as UTF-8"]),
+    ],
+)
+def test_files_that_are_no_plain_text_are_named(tmp_path, fails, start, words):
+    folder = write_folder(tmp_path / "d", "ann a b c\n", text("a"))
+    (folder / "sequences.txt").write_bytes(start)
+    fails(saerec.main, ["check", folder], "sequences.txt", *words)
+
+
 # Statistics that cannot be
 
 
@@ -191,7 +236,7 @@ def test_repeated_rows_that_make_every_target_a_miss(tmp_path, capsys, fails):
 
     repeat(2)
     assert saerec.main(["check", str(data)]) == 0
-    assert "24 USERS HAD THEIR LAST ITEM BEFORE" in capsys.readouterr().out
+    assert "24 user(s) had their last item before" in capsys.readouterr().out
     make_run(data, tmp_path / "run", stages="embed sasrec eval")
     assert "100% OF THE USERS HAD THE TEST ITEM BEFORE" in capsys.readouterr().out
     repeat(3)  # now the validation item, too
