@@ -213,7 +213,7 @@ class Bert:
         return self.pool(x.float(), real)
 
     def pool(self, x, real):
-        """One vector of a text's many, x [B, S, E]; real: bool [B, S], its tokens -> [B, E]."""
+        """Mean vector of the real tokens, at norm 1: x [B, S, E], real bool [B, S] -> [B, E]."""
         return F.normalize(mean_over(x, real), dim=1)
 
 
@@ -290,7 +290,7 @@ BETWEEN = re.compile(rf"[^\w{MARKS}\s'&-]+")
 
 
 def is_stop_word(word):
-    """Whether a word says nothing alone; so do contractions of those that don't, as it's, isn't."""
+    """Whether a word says nothing alone, or is a contraction of one that does, as it's, isn't."""
     return not {word, word.split("'")[0], word.removesuffix("n't")}.isdisjoint(STOP_WORDS)
 
 
@@ -378,7 +378,7 @@ def name_candidates(texts, most=20_000):
 
 
 def provided(path, data):
-    """Embeddings made elsewhere, in any float type and length -> float32 [N, E]. Raises UserError.
+    """Embeddings made elsewhere, in any float type and norm -> float32 [N, E]. Raises UserError.
 
     The file's tensor `embeddings` has a row for each text that load_dataset keeps, in that order;
     `item` (int [N], 1..V) is optional and is compared.
@@ -433,7 +433,7 @@ def claim_run(settings, script="embed.py"):
 
 
 def save_embeddings(settings, data, vectors, encoder):
-    """Write RUN/embeddings.safetensors -> its path; a vocabulary of other embeddings goes."""
+    """Write RUN/embeddings.safetensors -> its path; a vocabulary of other embeddings is removed."""
     path = Path(settings.run) / "embeddings.safetensors"
     tensors = {"embeddings": vectors, "item": torch.from_numpy(data.text_item)}
     folder = str(data.folder.resolve())

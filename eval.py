@@ -55,7 +55,7 @@ def load_model(folder, name, data, device="cpu"):
 
 
 def read_intents(folder):
-    """Rows of intents.jsonl, in the order of the intents. Raises UserError if they are others'."""
+    """Rows of intents.jsonl, in the order of the intents. Raises UserError if they are others."""
     path = Path(folder) / "intents.jsonl"
     made_by = f"sae.py --run {folder}"
     latents = load_artifact(path.with_suffix(".safetensors"), made_by)[0]["latent"].tolist()
@@ -64,13 +64,11 @@ def read_intents(folder):
     try:
         with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
-        same = [row["latent"] for row in rows] == latents
+        if [row["latent"] for row in rows] != latents:
+            raise ValueError("it does not belong to intents.safetensors")
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{path} cannot be read ({error!r})"
-        raise UserError(f"{problem}: make it again with `{made_by}`") from error
-    if not same:
-        problem = f"{path} does not belong to {path.with_suffix('.safetensors')}"
-        raise UserError(f"{problem}: make both again with `{made_by}`")
+        raise UserError(f"{problem}: make both again with `{made_by}`") from error
     return rows
 
 

@@ -24,7 +24,9 @@ Grounded (ours; D4 and D5 in docs/method.md)
     s_v = <u, Y_v> + m sum_j r_j code_vj                        Grounded.scores              (12)
 
 (2) and (11) read the past of a position, all else the position alone (and df, a running count over
-batches), so one pass over a row of items trains every prefix of it (D3). From a history to its scores:
+batches), so one pass over a row of items trains every prefix of it (D3).
+
+From a history to its scores:
     model_scores        pads histories; states_after looks up their items' vectors
       item_table          Y_v: ids, and for Grounded SparseRows.mix of codes and p
       forward             -> State: u, and what made it
@@ -256,11 +258,12 @@ class SAERec(SASRec):
 
     def add_parameters(self, data, intents):
         J, E = intents.vectors.shape
-        self.register_buffer("known", intents.vectors.any(1), persistent=False)  # see load_intents
-        if max(self.settings.personal, self.settings.public) > self.known.sum():
-            raise UserError(f"--personal or --public is above {self.known.sum()} intents: lower it")
+        is_intent = intents.vectors.any(1)  # bool [J], see load_intents
+        if max(self.settings.personal, self.settings.public) > is_intent.sum():
+            raise UserError(f"--personal or --public is above {is_intent.sum()} intents: lower it")
+        self.register_buffer("is_intent", is_intent, persistent=False)
         # Row J is the absent intent (D7): a position with fewer than k intents attends to it
-        self.register_buffer("vectors", F.pad(intents.vectors, (0, 0, 0, 1)), persistent=False)
+        self.register_buffer("d", F.pad(intents.vectors, (0, 0, 0, 1)), persistent=False)  # (J+1, E)
         self.project = torch.nn.Linear(E, self.settings.width)  # W and the bias of (5)
         self.personal_branch = self.new_blocks(CrossAttention)
         self.public_branch = self.new_blocks(CrossAttention)
@@ -276,7 +279,7 @@ class SAERec(SASRec):
         (D8).
         """
         cosine = F.normalize(h, dim=1) @ F.normalize(z[:-1], dim=1).T  # (P, J)
-        similarity = cosine.relu() * self.known
+        similarity = cosine.relu() * self.is_intent
         idf = torch.log((1 + self.n) / (1 + self.df))
         r, chosen = (similarity * idf).topk(self.settings.personal)  # (P, k)
         if self.training:
@@ -291,13 +294,13 @@ class SAERec(SASRec):
 
     def public_intents(self):
         """Equation (8): the g intents of highest document frequency -> int64 [g]."""
-        return self.df.masked_fill(~self.known, -1).topk(self.settings.public).indices
+        return self.df.masked_fill(~self.is_intent, -1).topk(self.settings.public).indices
 
     def forward(self, items, vectors, wanted):
         h = self.embed(vectors)  # (B, T, D)
         a = self.trunk(h).flatten(0, 1)[wanted]  # (P, D)
         h = h.flatten(0, 1)[wanted]  # (P, D)
-        z = self.project(self.vectors)  # (J+1, D)
+        z = self.project(self.d)  # (J+1, D)
         return self.guide(a, h, z, self.personal_intents(h, z))
 
     def guide(self, a, h, z, personal):
@@ -377,8 +380,8 @@ class Grounded(SASRec):
         """The id's part <u, e_v>, and a term code_vj (<u, p_j> + m r_j) per intent -> Reasons."""
         intents, code = self.codes.row(item)
         u = state.u[0]
-        matched = self.settings.match * state.r[0, intents]
-        terms = code * (self.intent_table()[intents] @ u + matched)
+        met = self.settings.match * state.r[0, intents]  # (n,)
+        terms = code * (self.intent_table()[intents] @ u + met)  # (n,)
         terms, order = terms.sort(descending=True)
         return Reasons({"id": (self.item.weight[item] @ u).item()}, intents[order], terms)
 

@@ -9,15 +9,15 @@ squared norm 1, so that Var(x) = 1:
     z = TopK(relu(W_enc (x - b_dec) + b_enc), K)                    SAE.encode                (S1)
     x_hat = W_dec^T z + b_dec                                       SAE.decode                (S2)
     loss = |x - x_hat|^2 / Var(x) + 1/32 auxk                       SAE.loss                  (S3)
-    auxk = |r - r_hat|^2 / |r|^2                                    auxk_loss                 (S4)
-where r = x - x_hat is detached and r_hat what the most active dead latents make of it. Rows of
-W_dec have unit norm after every step. So that another seed finds the same intents (D11):
+    auxk = |res - res_hat|^2 / |res|^2                              auxk_loss                 (S4)
+where res = x - x_hat is detached and res_hat what the dead latents most active on x give for it.
+Rows of W_dec have unit norm after every step. So that another seed finds the same intents (D11):
     1. an SAE starts at k-means centroids of the texts              SAE.start, kmeans
     2. it reads x with noise and rebuilds x without                 train_step
     3. several, each from centroids and batches of its own,
        are averaged where they agree, and trained a little more     consensus
-An intent is a latent that at least half of the other SAEs find too, that fires on a few items at
-least and on a minor share of the texts. Its vector is its decoder row, its name words that many of
+An intent is a latent that at least half of the other SAEs find too, that fires on at least 5 items
+and on at most half of the texts. Its vector is its decoder row, its name words that many of
 its texts say and whose embeddings best tell these from the others.
 
 Simplified against the paper (SAERec, arXiv 2606.18897): sentence embeddings, not the hidden states
@@ -54,10 +54,10 @@ ALSO_SAID = 0.1  # ... or a word that tells it from another of the same name
 
 @dataclasses.dataclass(frozen=True)
 class SaeSettings(StageSettings):
-    latents: int = setting(0, "latents M; 0: a power of two, near N/4, 64 to 16384", low=0)
+    latents: int = setting(0, "latents M; 0: a power of two, see resolve, 64 to 16384", low=0)
     active: int = setting(8, "active latents K of a text", low=1)
     members: int = setting(4, "SAEs to train, each from a start of its own, and average", low=1)
-    steps: int = setting(0, "optimiser steps of each; 0: 100 passes, 300 to 5000", low=0)
+    steps: int = setting(0, "optimiser steps of each; 0: 100 N / batch, 300 to 5000", low=0)
     batch: int = setting(256, "texts per step", low=1)
     lr: float = setting(3e-4, "Adam's learning rate, falling to 0 over the last fifth", low=0)
     noise: float = setting(1.0, "norm of the noise on x in training; that of x is 1", low=0)
@@ -145,8 +145,8 @@ class SAE(torch.nn.Module):
     def encode(self, x):
         """(S1) of standardized x [B, E] -> Codes; only the chosen latents have a gradient.
 
-        With a gradient the product with all M rows serves to choose alone, so backward costs K/M of
-        the dense one: worth its detour unless M is small.
+        Unless M is small, the product with all M rows only chooses, and the K chosen are computed
+        again with a gradient, so that backward costs K/M of the dense one.
         """
         x = x - self.b_dec
         K = int(self.active)
@@ -213,7 +213,7 @@ def kmeans(x, clusters, random, rounds=5):
     """Lloyd's algorithm from random distinct rows of x [n, E] -> centroids [clusters, E].
 
     Embeddings of equal texts differ in the last bits: rows that are equal to two decimals count as
-    one. A cluster that runs empty stays where it was; fewer such rows make fewer centroids.
+    one. A cluster that runs empty stays where it was; of fewer distinct rows come fewer centroids.
     """
     first = {}  # of rows that are equal
     for row in torch.randperm(len(x), generator=random).tolist():
@@ -240,7 +240,7 @@ def consensus(members, least=0.6):
     sae = copy.deepcopy(first)
     support = torch.zeros(len(first.W_dec), dtype=torch.int64, device=first.mean.device)
     for other in others:
-        cosine, nearest = (first.W_dec @ other.W_dec.T).max(1)
+        cosine, nearest = (first.W_dec @ other.W_dec.T).max(1)  # (M,) each
         found = cosine > least
         support += found
         for name in ("W_enc", "b_enc", "W_dec"):
@@ -395,7 +395,7 @@ def train_sae(embeddings, held_out, settings, Model=SAE):
         members.append(sae)
     sae, support = consensus(members)
     if len(members) > 1:
-        sae.fit_gain(x)
+        sae.fit_gain(x)  # by the texts that the last one started from
         log += fit(sae, embeddings, train, test, more, 0, progress, len(members) * s.steps)
     return sae.cpu().eval(), support.cpu(), log
 
@@ -490,10 +490,11 @@ def item_codes(codes, text_item, items, intent_of_latent):
     """
     intents = int(intent_of_latent.max()) + 1
     intent = intent_of_latent[codes.latents]  # (N, K)
-    carried = (intent >= 0) & (codes.values > 0)
-    item = text_item[carried.nonzero()[:, 0]]
+    carried = (intent >= 0) & (codes.values > 0)  # (N, K)
+    item = text_item[carried.nonzero()[:, 0]]  # (carried,)
+    # A cell is item * J + intent; several texts of an item may fall in one
     cell, place = (item * intents + intent[carried]).unique(return_inverse=True)
-    sums = torch.bincount(place, codes.values[carried].double(), len(cell))
+    sums = torch.bincount(place, codes.values[carried].double(), len(cell))  # (cells,)
     row = cell // intents
     values = (sums / torch.bincount(text_item)[row]).float()
     bounds = cell_bounds(torch.bincount(row, minlength=items + 1))
@@ -564,8 +565,8 @@ def auroc(scores, positive):
 def label_of(words, others, taken, latent):
     """A label of the words, and of as many of the others as make it differ from those taken.
 
-    Of three at most; then the number of the latent makes it differ. Without words the first of the
-    others must do.
+    It has three words at most, and then the latent's number. Without words, the first of the others
+    is the label.
     """
     least = max(len(words), 1)
     words = distinct(itertools.chain(words, others), 3) or [f"latent {latent}"]
@@ -579,15 +580,15 @@ def words_by_meaning(centers, spread, vectors, most=200):
 
     centers: mean of each intent's texts, less that of all, [J, E]; spread: covariance of the texts
     [E, E]; vectors: of the words, [words, E]. A word scores by how much nearer it is to the
-    intent's texts than to all, in standard deviations, less half of its score for the next best
+    intent's texts than to all, in standard deviations, less half of its best score for any other
     intent, so that neighbours get different names.
     """
     scores = []
     for part in vectors.split(4096):
         deviation = ((part @ spread) * part).sum(1).clamp_min(1e-12).sqrt()
         score = centers @ part.T / deviation  # (J, part)
-        best = score.topk(min(2, len(score)), dim=0).values
-        rival = torch.where(score == best[0], best[-1], best[0])
+        best = score.topk(min(2, len(score)), dim=0).values  # (2, part)
+        rival = torch.where(score == best[0], best[-1], best[0])  # (J, part)
         scores.append((score - rival.relu() / 2).half())  # there are J x words
     values, numbers = torch.cat(scores, 1).topk(min(most, len(vectors)))
     return values.float(), numbers
@@ -617,7 +618,7 @@ class Corpus:
 
     data: Dataset
     embeddings: torch.Tensor  # float32 [N, E]
-    held_out: torch.Tensor  # bool [N], texts that neither the SAE nor the names see
+    held_out: torch.Tensor  # bool [N], texts that no SAE trains on and no name is chosen by
     words: dict  # {what intents may be called: its row in word_vectors}
     word_vectors: torch.Tensor  # float32 [words, E], none where the encoder cannot embed words
 

@@ -10,8 +10,9 @@ A dataset folder holds two plain files, each may be gzipped (.gz):
 Letters used in shape comments everywhere:
     N texts, E embedding width | M latents, K active latents
     J intents, k personal and g public intents | V items, D width of the recommender
-    B histories in a batch, T positions, P real (unpadded) positions
-Item 0 is padding everywhere; real items are 1..V, so an array with a row per item has V+1 rows.
+    B rows of a batch (texts, histories or users), T positions, P wanted positions (in training all
+    that are no padding)
+Item 0 is padding; real items are 1..V, so an array with a row per item has V+1 rows.
 
 What is not the method lies beside these five scripts: sources/ makes dataset folders, and vectors
 by other means, studies/ are experiments on the method, tools/ asks and shows a trained run.
@@ -36,7 +37,7 @@ from pathlib import Path
 
 # Idle OpenMP threads spin before they sleep; spinning long on a core that another process needs
 # makes training stand still. GNU's OpenMP reads this when torch loads it, so it stands before that
-# import; what the user has set stays, also the policy, which a number of spins would overrule.
+# import; what the user has set stays, OMP_WAIT_POLICY too, which a number of spins would overrule.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
@@ -140,9 +141,9 @@ def parse(argv, doc, commands):
 
 
 def run_command(argv, doc, **commands):
-    """Run one command of a script -> its exit status: 0, or 2 after one sentence on stderr.
+    """Run one command of a script -> exit status: 0, 2 after one sentence on stderr, 141 of a pipe.
 
-    commands: name -> (settings dataclass, function of the settings); an only one is not named.
+    commands: name -> (settings dataclass, function of the settings); a single one needs no name.
     """
     started = time.perf_counter()
     with contextlib.suppress(AttributeError):  # a stream that some program put in its place
@@ -259,13 +260,9 @@ def write_atomically(path, write):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
         write(temporary)
-        with contextlib.suppress(OSError):  # of a file system that has no such modes
-            temporary.chmod(mode)  # safetensors makes files that the user alone can read
         os.replace(temporary, path)
-    except safetensors.SafetensorError as error:  # how safetensors reports a full disk
+    except OSError as error:
         raise UserError(f"{path} could not be written ({error}): free some space") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -329,8 +326,8 @@ def save_artifact(path, tensors, settings, dataset_hash, made_from=(), **more):
 def write_artifact(path, tensors, meta):
     """Write tensors with a dict of metadata, as one JSON string since keys have no fixed order."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"saerec": json.dumps(meta, sort_keys=True)}
-    write_atomically(path, lambda to: safetensors.torch.save_file(tensors, to, metadata))
+    content = safetensors.torch.save(tensors, {"saerec": json.dumps(meta, sort_keys=True)})
+    write_atomically(path, lambda to: to.write_bytes(content))
 
 
 def artifact_meta(path, made_by, data=None):
@@ -426,16 +423,10 @@ class Dataset:
         return np.delete(self.flat, [self.held_out("valid"), self.held_out("test")])
 
 
-NOT_TEXT = {  # how such files begin
-    b"PK\3\4": "a zip archive, or a spreadsheet: unpack it, or save the sheet as CSV in UTF-8",
-    b"\xd0\xcf\x11\xe0": "a spreadsheet: save the sheet as CSV in UTF-8",
-    b"PAR1": "a Parquet file: write its table as CSV",
-    b"BZh": "a bz2 archive: unpack it",
-    b"\xfd7zXZ": "an xz archive: unpack it",
-    b"\x28\xb5\x2f\xfd": "a zst archive: unpack it",
-    b"\xff\xfe": "UTF-16: save it as UTF-8",
-    b"\xfe\xff": "UTF-16: save it as UTF-8",
-}
+NOT_PLAIN = (  # how files begin that are zip or xlsx, bz2, xz, zst; xls, Parquet; UTF-16
+    *(b"PK\3\4", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"),
+    *(b"\xd0\xcf\x11\xe0", b"PAR1", b"\xff\xfe", b"\xfe\xff"),
+)
 
 
 def open_plain(path):
@@ -445,10 +436,10 @@ def open_plain(path):
     if start.startswith(b"\x1f\x8b"):
         file.close()
         return gzip.open(path)
-    for mark, kind in NOT_TEXT.items():
-        if start.startswith(mark):
-            file.close()
-            raise UserError(f"{path} is {kind}")
+    if start.startswith(NOT_PLAIN):
+        file.close()
+        problem = "an archive, a spreadsheet, a Parquet file or UTF-16"
+        raise UserError(f"{path} is {problem}: unpack it, or save it as plain text in UTF-8")
     return file
 
 
@@ -469,7 +460,7 @@ def read_lines(path, digest):
         raise UserError(f"{path} line {number} cannot be read ({error}): {remedy}") from error
 
 
-MISSING = frozenset(("", "na", "n/a", "<na>", "#n/a", "nan", "nat", "null", "(null)", "\\n", "none"))
+MISSING = frozenset(["", *r"na n/a <na> #n/a nan nat null (null) \n none".split(" ")])
 
 
 def check_id(name):
@@ -559,8 +550,8 @@ def keep_texts(path, digest, sequences, held_out, index):
         reviews += bool(user)
         if user and user not in sequences:
             if plain_id(user) in near:
-                problem = f"user {user!r} has no line in sequences.txt, but {near[plain_id(user)]!r}"
-                raise UserError(f"{path} line {line}: {problem} has: write the same ids in both")
+                problem = f"{user!r} has no line in sequences.txt, {near[plain_id(user)]!r} has"
+                raise UserError(f"{path} line {line}: user {problem}: write the same ids in both")
             strangers.append(f"line {line}: {user!r}")
         elif user and item not in sequences[user]:
             strange.append(f"line {line}: {user!r} about {item!r}")
@@ -591,7 +582,7 @@ def plain_id(name):
 
 
 def check_reviews(path, strange, strangers, own):
-    """Refuse texts.jsonl if its reviews don't fit sequences.txt: what is held out is not told then.
+    """Refuse texts.jsonl if its reviews don't fit sequences.txt: leaks can't be found then.
 
     strange: where reviews of what their users don't have are; strangers: where reviews by users
     without a line are; own: how many reviews the others wrote. Raises UserError.

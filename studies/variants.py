@@ -152,7 +152,7 @@ class Retrieval(SAERec):
         h = self.embed(vectors)  # (B, T, D)
         a = self.trunk(h).flatten(0, 1)[wanted]  # (P, D)
         h = h.flatten(0, 1)[wanted]  # (P, D)
-        z = self.project(self.vectors)  # (J+1, D)
+        z = self.project(self.d)  # (J+1, D)
         return self.guide(a, h, z, self.choose(a, z, items, wanted))
 
 

@@ -446,7 +446,7 @@ def tiny_model(Model, training=(1, 2, 3), **changes):
 def test_the_absent_intent_is_nothing_and_is_not_counted():
     """D7 and D8: a position that no intent resembles lowers df, .9 of 4, and moves n by itself."""
     net = tiny_model(model.SAERec, personal=1, public=1).train()
-    assert not net.vectors[-1].any()
+    assert not net.d[-1].any()
     net.n.fill_(9)
     net.df.copy_(torch.tensor([4.0, 0.0]))
     z = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]])

@@ -293,7 +293,7 @@ def test_cross_attention_is_torchs_own():
 def test_similarity_retrieval_by_equation():
     net = build(model.SAERec)
     h = torch.randn(10, 8)
-    z = net.project(net.vectors)
+    z = net.project(net.d)
     cosines = [F.cosine_similarity(h, z[j][None], dim=1) for j in range(J)]
     r = torch.stack(cosines, 1).clamp_min(0) * torch.log((1 + net.n) / (1 + net.df))
     best = r.topk(3)
@@ -1083,13 +1083,13 @@ def test_what_was_judged_no_intent_is_not_attended_to(monkeypatch):
     """SAERec without the vectors of some intents: they are neither personal nor public."""
     h = torch.randn(50, 8)
     net = build(model.SAERec)
-    z = net.project(net.vectors)
+    z = net.project(net.d)
     assert net.public_intents().tolist() == [3, 1] and (net.personal_intents(h, z) == 5).any()
     vectors = INTENTS.vectors.clone()
     vectors[[3, 5]] = 0
     monkeypatch.setitem(globals(), "INTENTS", INTENTS._replace(vectors=vectors))
     net = build(model.SAERec).train()
-    z = net.project(net.vectors)
+    z = net.project(net.d)
     chosen = net.personal_intents(h, z)
     assert not torch.isin(chosen, torch.tensor([3, 5])).any() and (chosen < J).any()
     assert net.df[3] == pytest.approx(0.9 * 30) and net.df[5] == pytest.approx(0.9 * 8)

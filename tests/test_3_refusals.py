@@ -322,7 +322,7 @@ def test_intents_in_words_that_do_not_belong(fails, tmp_path, tiny_run):
     path = run / "intents.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
-    fails(evaluation.main, ["--run", run], "intents.jsonl does not belong", "sae.py")
+    fails(evaluation.main, ["--run", run], "intents.jsonl", "does not belong", "sae.py")
     path.write_text("".join(lines)[:-9])
     fails(evaluation.main, ["--run", run], "intents.jsonl cannot be read", "sae.py")
     path.write_text("[1]\n")

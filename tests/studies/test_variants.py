@@ -267,7 +267,7 @@ def branches_of(net, chosen=None):
         h = net.embed(F.embedding(batch.items, net.item_table()))
         a = net.trunk(h).flatten(0, 1)[batch.real]
         h = h.flatten(0, 1)[batch.real]
-        z = net.project(net.vectors)
+        z = net.project(net.d)
         if chosen is None:
             chosen = net.personal_intents(h, z)
         public = net.public_intents().expand(len(h), -1)
@@ -303,7 +303,7 @@ def test_retrieval_from_the_trunk_asks_with_its_state():
     net = build(variants.RetrievalFromTrunk)
     a, _, _, _ = branches_of(net)
     _, _, state = state_of(net)
-    z = net.project(net.vectors)
+    z = net.project(net.d)
     assert torch.equal(state.personal, net.personal_intents(a, z))
     _, _, by_item = state_of(like(net, model.SAERec))
     assert not torch.equal(state.personal, by_item.personal)
