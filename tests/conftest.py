@@ -143,8 +143,11 @@ def fails(capsys):
 
 
 def two_processes(script, *arguments, torchrun=False):
-    """Run a script in two processes over gloo, by torchrun or as it starts them -> what they print."""
-    command = [saerec.HERE / script, *arguments]
+    """Run a script in two processes over gloo, by torchrun or as it starts them -> what they print.
+
+    script: its path from the root, or "-c" with code as the first argument.
+    """
+    command = [script, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if torchrun:
         launcher = "-m torch.distributed.run --standalone --nproc-per-node 2 --".split()

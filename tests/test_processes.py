@@ -1,5 +1,6 @@
 """Two processes, as torchrun starts them, give what one process gives for the same global batch."""
 
+import json
 import re
 
 import pytest
@@ -11,6 +12,22 @@ import sae
 import saerec
 from conftest import SMALL, copy_run, two_processes
 
+# Runs of model.py one after the other: to start a process takes longer than such a run
+RUNS = """
+import json, sys
+import model, saerec, torch
+saerec.leave = int  # which would end the process after the first
+for words in json.loads(sys.argv[1]):
+    assert model.main(words) == 0
+    torch.distributed.destroy_process_group()
+"""
+CASES = {
+    "grounded": f"{SMALL['model']} --seed 3",
+    "saerec": f"--model saerec {SMALL['model']} {SMALL['saerec']} --seed 3",
+    "one row": f"{SMALL['model']} --batch 1 --epochs 1",
+}
+
+
 def compare(one, two, name):
     a, b = (saerec.load_artifact(run / name, "")[0] for run in (one, two))
     assert a.keys() == b.keys()
@@ -18,14 +35,30 @@ def compare(one, two, name):
         torch.testing.assert_close(b[key], a[key], atol=1e-4, rtol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_run):
+    """Models that one process trained and two -> {case: (run, run, what the two printed)}.
+
+    Dropout is off, since processes draw their own.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    runs = {}
+    commands = {}
+    for case, flags in CASES.items():
+        runs[case] = [copy_run(tiny_run, folder / case / n) for n in ("one", "two")]
+        one, two = (["--run", str(run), *flags.split()] for run in runs[case])
+        more = ["--dropout", "0", "--device", "cpu"]
+        assert model.main([*one, *more]) == 0
+        commands[case] = [*two, *more]
+    out = two_processes("-c", RUNS, json.dumps([*commands.values()]))
+    printed = re.split("(?<=done in )", out)
+    return {case: (*runs[case], said) for case, said in zip(CASES, printed)}
+
+
 @pytest.mark.parametrize("name", ["grounded", "saerec"])
-def test_model(tmp_path, tiny_run, name):
-    """Dropout is off, since processes draw their own; SAERec's moving averages are summed too."""
-    one, two = (copy_run(tiny_run, tmp_path / n) for n in ("one", "two"))
-    flags = f"--model {name} {SMALL['model']} {SMALL.get(name, '')} --dropout 0 --seed 3"
-    flags = [*flags.split(), "--device", "cpu"]
-    assert model.main(["--run", str(one), *flags]) == 0
-    out = two_processes("model.py", "--run", two, *flags)
+def test_model(trained, name):
+    """SAERec's moving averages are summed too."""
+    one, two, out = trained[name]
     assert len(re.findall("best epoch", out)) == 1  # the second process is silent
     compare(one, two, f"{name}.safetensors")
     logs = ((run / f"{name}_log.csv").read_text().splitlines()[1:] for run in (one, two))
@@ -46,12 +79,9 @@ def test_sae(tmp_path, tiny_run):
     assert any(float(line.split(",")[-1]) > 0 for line in log[1:])  # auxk had latents to revive
 
 
-def test_more_processes_than_rows(tmp_path, tiny_run):
+def test_more_processes_than_rows(trained):
     """A batch of one row leaves a process idle, which takes part with no position."""
-    one, two = (copy_run(tiny_run, tmp_path / n) for n in ("one", "two"))
-    flags = f"{SMALL['model']} --dropout 0 --batch 1 --epochs 1 --device cpu".split()
-    assert model.main(["--run", str(one), *flags]) == 0
-    two_processes("model.py", "--run", two, *flags)
+    one, two, _ = trained["one row"]
     compare(one, two, "grounded.safetensors")
 
 

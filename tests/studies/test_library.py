@@ -14,7 +14,8 @@ from studies import library, sample
 
 def test_every_way_is_compared_with_three_seeds(tmp_path, tiny_run, monkeypatch):
     run = copy_run(tiny_run, tmp_path / "run", "embeddings.safetensors")
-    small = sae.SaeSettings(run=str(run), steps=40, batch=16, active=3, min_items=2, held_out=0.2)
+    small = dict(steps=20, batch=16, active=3, members=2, min_items=2, held_out=0.2)
+    small = sae.SaeSettings(run=str(run), **small)
     monkeypatch.setattr(library, "SaeSettings", lambda **more: small)
     assert library.main(["--run", str(run)]) == 0
     report = json.loads((run / "library.json").read_text())
