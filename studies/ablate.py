@@ -124,7 +124,7 @@ def rival_rows():
     kinds = {
         "shuffled codes": "shuffled",
         "k-means": "kmeans",
-        "k-means, K codes": "kmeans-k",
+        "k-means with K codes": "kmeans-k",
         "PCA": "pca",
         "dense autoencoder": "dense",
         "L1 instead of TopK": "l1",

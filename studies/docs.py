@@ -88,13 +88,13 @@ QUESTIONS = (
     (
         "Would intents of another kind do as well for Grounded?",
         "Grounded",
-        ("k-means", "k-means, K codes", "PCA", "dense autoencoder", "L1 instead of TopK"),
+        ("k-means", "k-means with K codes", "PCA", "dense autoencoder", "L1 instead of TopK"),
     ),
     (
         "Would intents of another kind do as well, all without the match?",
         "Grounded without match",
         (
-            "SASRec + text", "k-means without match", "k-means, K codes without match",
+            "SASRec + text", "k-means without match", "k-means with K codes without match",
             "PCA without match",
             "dense autoencoder without match", "L1 instead of TopK without match",
             "shuffled codes without match",

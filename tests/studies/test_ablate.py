@@ -12,7 +12,7 @@ import saerec
 from conftest import SMALL, copy_run
 from studies import ablate, baselines, rivals, significance, variants
 
-FLAGS = ["--device", "cpu", "--model-flags", f"{SMALL['model']} {SMALL['saerec']}"]
+FLAGS = ["--device", "cpu", "--model-flags", f"{SMALL['model']} {SMALL['saerec']} --epochs 1"]
 
 
 def command_of(run, only, seeds=1):
