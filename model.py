@@ -263,7 +263,8 @@ class SAERec(SASRec):
             raise UserError(f"--personal or --public is above {is_intent.sum()} intents: lower it")
         self.register_buffer("is_intent", is_intent, persistent=False)
         # Row J is the absent intent (D7): a position with fewer than k intents attends to it
-        self.register_buffer("d", F.pad(intents.vectors, (0, 0, 0, 1)), persistent=False)  # (J+1, E)
+        d = F.pad(intents.vectors, (0, 0, 0, 1))  # (J+1, E)
+        self.register_buffer("d", d, persistent=False)
         self.project = torch.nn.Linear(E, self.settings.width)  # W and the bias of (5)
         self.personal_branch = self.new_blocks(CrossAttention)
         self.public_branch = self.new_blocks(CrossAttention)

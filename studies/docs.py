@@ -625,8 +625,9 @@ def interpret_section(folder):
 def recovery_section(report):
     """How well methods find the true intents of a planted world -> list of blocks."""
     highest = []
-    columns = dict(recovered="recovered", mean_cosine="cosine", auroc="AUROC", isolation="isolation")
-    for key, name in columns.items():
+    columns = dict(mean_cosine="cosine", auroc="AUROC")  # others are named by their keys
+    for key in ("recovered", "mean_cosine", "auroc", "isolation"):
+        name = columns.get(key, key)
         best = max(report["recovery"], key=lambda row: row[key])
         highest.append(f"{name} {row_name(best)}")
     said = (
@@ -1066,9 +1067,9 @@ def results_document(folder, ablations):
         "seeds. The test makes 10,000 permutations, so among n comparisons no p can be under n / "
         "10,001. Holm's correction is over the comparisons of one section: where two sections have "
         "the same pair, as they do on scientific, p is smaller in the one that compares less.",
-        "The tests are over users, with the seeds that were drawn: another set of seeds, or another "
-        "library, may move a mean by more than ± says. Rows of one data set share its library of "
-        "intents; intents of another kind are made anew for each seed.",
+        "The tests are over users, with the seeds that were drawn: other seeds, or another library, "
+        "may move a mean by more than ± says. Rows of one data set share its library of intents; "
+        "intents of another kind are made anew for each seed.",
     ]
     blocks = ["# Results", GENERATED, "## What was measured", *map(paragraph, protocol)]
     blocks += paper_section(folder)

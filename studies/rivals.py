@@ -157,7 +157,7 @@ def strongest(scores, count):
 
 @torch.no_grad()
 def kmeans_intents(x, settings, nearest=1):
-    """Unit centroids of x [N, E] and each text's nearest -> (vectors [J, E], Codes [N, nearest])."""
+    """Unit centroids of x [N, E], each text's nearest -> (vectors [J, E], Codes [N, nearest])."""
     random = generator(settings.seed, "k-means")
     vectors = F.normalize(kmeans(x, settings.latents, random, rounds=25), dim=1)
     return vectors, strongest(x @ vectors.T, nearest)
