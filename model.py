@@ -109,8 +109,7 @@ class Attention(torch.nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        square = [torch.nn.Linear(width, width) for _ in range(4)]
-        self.query, self.key, self.value, self.out = square
+        self.query, self.key, self.value, self.out = (torch.nn.Linear(width, width) for _ in range(4))
         self.expand = torch.nn.Linear(width, 4 * width)
         self.contract = torch.nn.Linear(4 * width, width)
         self.attention_norm = torch.nn.LayerNorm(width)
@@ -262,9 +261,8 @@ class SAERec(SASRec):
         if max(self.settings.personal, self.settings.public) > is_intent.sum():
             raise UserError(f"--personal or --public is above {is_intent.sum()} intents: lower it")
         self.register_buffer("is_intent", is_intent, persistent=False)
-        # Row J is the absent intent (D7): a position with fewer than k intents attends to it
-        d = F.pad(intents.vectors, (0, 0, 0, 1))  # (J+1, E)
-        self.register_buffer("d", d, persistent=False)
+        # (J+1, E); the last is the absent intent (D7), for a position with fewer than k intents
+        self.register_buffer("d", F.pad(intents.vectors, (0, 0, 0, 1)), persistent=False)
         self.project = torch.nn.Linear(E, self.settings.width)  # W and the bias of (5)
         self.personal_branch = self.new_blocks(CrossAttention)
         self.public_branch = self.new_blocks(CrossAttention)
@@ -380,15 +378,15 @@ class Grounded(SASRec):
     def reasons(self, state, item):
         """The id's part <u, e_v>, and a term code_vj (<u, p_j> + m r_j) per intent -> Reasons."""
         intents, code = self.codes.row(item)
-        u = state.u[0]
         met = self.settings.match * state.r[0, intents]  # (n,)
-        terms = code * (self.intent_table()[intents] @ u + met)  # (n,)
-        terms, order = terms.sort(descending=True)
-        return Reasons({"id": (self.item.weight[item] @ u).item()}, intents[order], terms)
+        value = self.intent_table()[intents] @ state.u[0] + met  # (n,)
+        terms, order = (code * value).sort(descending=True)
+        own = (self.item.weight[item] @ state.u[0]).item()
+        return Reasons({"id": own}, intents[order], terms)
 
     def intents_shown(self, state):
-        r = state.r[0]
-        return {"personal": r.argsort(descending=True)[: min(5, int((r > 0).sum()))]}
+        strongest = state.r[0].topk(min(5, int((state.r[0] > 0).sum())))
+        return {"personal": strongest.indices}
 
 
 def inverse_frequency(items, codes):
