@@ -109,7 +109,8 @@ class Attention(torch.nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.query, self.key, self.value, self.out = (torch.nn.Linear(width, width) for _ in range(4))
+        square = [torch.nn.Linear(width, width) for _ in range(4)]
+        self.query, self.key, self.value, self.out = square
         self.expand = torch.nn.Linear(width, 4 * width)
         self.contract = torch.nn.Linear(4 * width, width)
         self.attention_norm = torch.nn.LayerNorm(width)
@@ -546,12 +547,11 @@ def pad_rows(rows, chosen, flat):
 def make_batch(rows, chosen, flat, device):
     """The Batch of the chosen rows; of this process's share of them under torchrun."""
     process, processes = process_of()
-    positions = int(rows.length[chosen].sum())
     mine = chosen[process::processes]
     at_flat, items, real = pad_rows(rows, mine if len(mine) else chosen[:1], flat)
     real &= len(mine) > 0  # fewer rows than processes: take part with no position
     target = flat[at_flat[real] + 1]  # (P,)
-    weight = torch.full((len(target),), 1 / positions)
+    weight = torch.full((len(target),), 1 / int(rows.length[chosen].sum()))  # of all processes
     real = real.flatten().nonzero()[:, 0]  # (P,)
     return Batch(*(part.to(device) for part in (items, real, target, weight)))
 
