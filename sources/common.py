@@ -20,8 +20,17 @@ from saerec import UserError, claim, describe, load_dataset, write_lines, write_
 
 import numpy as np
 
-TAG = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|</?[a-z][^<>]*>", re.I | re.S)
-TAG_IN_LINE = re.compile(r"</?(?:a|b|em|font|i|small|span|strong|sub|sup|u)\b[^<>]*>", re.I)
+# Attributes have an "=", else "a<b then c>d" would be a tag; what begins before another begin of its
+# kind is none, else many that never end would take a time that is quadratic in their number
+ATTRIBUTES = r"(?:[\s/]*|\s[^<>=]*=[^<>]*)"
+TAG = re.compile(
+    r"<(script|style)\b(?:(?!<\1\b).)*?</\1\s*>|<!--(?:(?!<!--).)*?-->"
+    rf"|</?[a-z][\w:-]*{ATTRIBUTES}>"
+    r"|<!doctype\b[^<>]*>|<\?xml\b[^<>]*>|\[\[VIDEOID:[^][]*\]\]",  # the last is Amazon's own
+    re.I | re.S,
+)
+INLINE = "a|b|em|font|i|small|span|strong|sub|sup|u"
+TAG_IN_LINE = re.compile(rf"</?(?:{INLINE}){ATTRIBUTES}>", re.I)
 
 
 def clean(text):

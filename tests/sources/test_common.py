@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import random
+import time
 
 import pytest
 
@@ -25,12 +26,26 @@ DAY = 86400
             ["para", "x", "end"],
         ),
         ("I <3 this, 2 < 3 and 5 > 4", ["I <3 this, 2 < 3 and 5 > 4"]),
+        ("I rate it a<b then c>d ok", ["I rate it a<b then c>d ok"]),
+        ("from <ann@x.org>, <https://x.org>", ["from <ann@x.org>, <https://x.org>"]),
+        ("<h1 class='x'>One</h1 ><o:p>two</o:p>three<br / >four", ["One", "two", "three", "four"]),
+        ("the <script> tag, never closed", ["the", "tag, never closed"]),
+        ('<!DOCTYPE html><?xml:namespace prefix = o ns = "x" />Soap', ["Soap"]),
+        ("[[VIDEOID:7c9fa0d0bc6e]] See [[it]]", ["See [[it]]"]),
         ("half a pair \ud83d here", ["half a pair here"]),
         ("", []),
     ],
 )
 def test_clean(text, lines):
     assert common.clean(text) == lines
+
+
+@pytest.mark.parametrize("begin", ["<!-- ", "<script ", "<style>", "<b ", "<a =", "</script "])
+def test_clean_takes_a_time_linear_in_the_text(begin):
+    """What is quadratic would take minutes."""
+    started = time.perf_counter()
+    common.clean(begin * 40_000)
+    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize(
