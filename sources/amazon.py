@@ -34,7 +34,8 @@ from saerec import (  # noqa: E402
     HERE, Progress, UserError, check_id, open_plain, run_command, setting,
 )  # fmt: skip
 from sources.common import (  # noqa: E402
-    check_kind, clean, index_interactions, join_sentences, parse_time, write_dataset,
+    ROUNDED, check_kind, check_rounded, clean, index_interactions, join_sentences, parse_time,
+    tell_span, write_dataset,
 )  # fmt: skip
 
 import numpy as np  # noqa: E402
@@ -275,6 +276,7 @@ class Review(NamedTuple):
 
     user: str
     item: str
+    written: object  # the time as it stands there: text or a number
     time: float  # seconds, or milliseconds in 2023
     headline: str
     text: str
@@ -284,13 +286,21 @@ REVIEW_OF_2014 = ("reviewerID", "asin", "unixReviewTime", "summary", "reviewText
 REVIEW_OF_2023 = ("user_id", "parent_asin", "timestamp", "title", "text")
 
 
+def as_written(number):
+    """A JSON number -> float, or str if a spreadsheet rounded it, which `check_rounded` refuses."""
+    return number if ROUNDED.fullmatch(number) else float(number)
+
+
+JSON = json.JSONDecoder(parse_float=as_written)
+
+
 def parse_line(raw):
     """One raw line -> dict. Raises ValueError."""
     try:
         text = raw.decode("utf-8-sig")
         if text.startswith("{'"):  # metadata of 2014 are Python literals
             return {**ast.literal_eval(text)}  # which runs no code
-        return {**json.loads(text)}  # a TypeError unless it is a dict
+        return {**JSON.decode(text)}  # a TypeError unless it is a dict
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("not a JSON object in UTF-8, nor a Python dict") from error
 
@@ -309,7 +319,7 @@ def parse_review(raw):
         raise ValueError(f"user {user!r}, item {item!r}, time {when!r}")
     check_id(user)
     check_id(item)
-    return Review(user, item, parse_time(when), str(headline or ""), str(text or ""))
+    return Review(user, item, when, parse_time(when), str(headline or ""), str(text or ""))
 
 
 def read_records(path, parse):
@@ -344,13 +354,17 @@ def read_records(path, parse):
 def read_log(reviews):
     """Who reviewed what and when -> Interactions, repeats and all. Raises UserError."""
 
+    kinds = {}
+
     def rows():
-        kinds = {}
         for line, review in read_records(reviews, parse_review):
-            check_kind(kinds, review.time, reviews, line)
+            check_rounded(review.written, reviews, line)
+            check_kind(kinds, review.written, reviews, line)
             yield review.user, review.item, review.time, line
 
-    return index_interactions(rows())
+    log = index_interactions(rows())
+    tell_span(log.time, kinds, reviews)
+    return log
 
 
 def first_of_pairs(log):

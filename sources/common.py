@@ -60,7 +60,9 @@ def join_sentences(parts):
 # Times
 
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.I)
-UNITS = {"seconds": 1e11, "milliseconds": 1e14, "microseconds": 1e17}  # below: 1973 to 5138
+ROUNDED = re.compile(r"\d([.,]\d{1,6})?E\+\d{2,}", re.I)  # a time such as 1.70407E+12
+UNITS = {"seconds": 1, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}  # of a second
+LATEST = 1e11  # seconds, in the year 5138; as many milliseconds are in 1973, and so on
 
 
 def parse_time(value):
@@ -77,24 +79,46 @@ def parse_time(value):
             return float(value)
     except ValueError:
         pass  # which would not say it for every value
-    raise ValueError(f"{value!r} is no finite number or date like 2024-05-31")
+    raise ValueError(f"{value!r} is no finite number or date like 2024-05-31 or 2024-05-31T23:59")
+
+
+def check_rounded(value, path, line):
+    """Refuse a time that a spreadsheet rounded: it would tie with most others. UserError."""
+    if ROUNDED.fullmatch(str(value)):
+        problem = f"time {value!r} was rounded by a spreadsheet"
+        raise UserError(f"{path} line {line}: {problem}: export times as text")
 
 
 def check_kind(kinds, value, path, line):
     """Refuse a time written otherwise than those before: their order would be wrong. UserError.
 
-    kinds: dict of an example of each kind, {} before the first time; a number's unit shows in its
-    size.
+    value: as it is written; kinds: dict of an example of each kind, {} before the first time; a
+    number's unit shows in its size.
     """
     kind = "a date"
     if NUMBER.fullmatch(str(value)):
         size = abs(float(value))
-        kind = next((unit for unit, most in UNITS.items() if size < most), "nanoseconds")
+        kind = next((u for u, parts in UNITS.items() if size < LATEST * parts), "nanoseconds")
     if kind not in kinds:
         kinds[kind] = f"line {line} has {value} ({kind})"
     if len(kinds) > 1:
         problem = f"times of two kinds, {' and '.join(kinds.values())}"
         raise UserError(f"{path}: {problem}: write all of them alike")
+
+
+def tell_span(time, kinds, path):
+    """Say from when to when times are: nothing else shows a unit read wrongly. Raises UserError.
+
+    time: float [any], as `parse_time` reads them; kinds: that of `check_kind`.
+    """
+    year = time % 10**4
+    if ((10**6 < time) & (time < 10**8) & (1900 <= year) & (year <= 2100)).all():
+        problem = f"times such as {time[0]:08.0f} begin with the day or month"
+        raise UserError(f"{path}: {problem}: write dates as 2024-05-31")
+    kind = next(iter(kinds))
+    days = np.clip(time / UNITS.get(kind, 1) / 86400, -1e6, 1e7)  # what numpy can show
+    begin, end = (np.datetime64(int(day // 1), "D") for day in (days.min(), days.max()))
+    print(f"{path}: times from {begin} to {end}, read as {kind}")
 
 
 # Interactions
@@ -194,4 +218,7 @@ def write_dataset(out, sequences, rows, ties=None):
         raise UserError(str(error).replace(temporary, str(out))) from error
     data = dataclasses.replace(data, folder=out)
     print(*describe(data), sep="\n")
+    if ties and 10 * ties["ties"] > 9 * ties["pairs"]:
+        problem = "NEARLY ALL NEIGHBOURS HAVE THE SAME TIME, so that their order is chance"
+        print(f"  {problem}: bring exact times")
     return data

@@ -27,7 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import MISSING, UserError, check_id, read_lines, run_command, setting  # noqa: E402
 from sources.common import (  # noqa: E402
-    check_kind, clean, index_interactions, join_sentences, parse_time, write_dataset,
+    check_kind, check_rounded, clean, index_interactions, join_sentences, parse_time, tell_span,
+    write_dataset,
 )  # fmt: skip
 
 
@@ -48,8 +49,6 @@ class TablesSettings:
     )
     delimiter: str = setting("", "what parts the cells, \\t is a tab; found if not given")
 
-
-ROUNDED = re.compile(r"\d([.,]\d{1,6})?E\+\d{2,}", re.I)  # a time such as 1.70407E+12
 
 csv.field_size_limit(2**31 - 1)  # Python's own, 131,072 characters, is low for a description
 
@@ -147,22 +146,22 @@ def read_table(path, ids, others, delimiter):
         raise UserError(f"{path} has a line of column names and no other: bring the whole table")
 
 
-def read_interactions(settings):
-    """Yield the rows for `index_interactions` of the table. Raises UserError with the line."""
+def read_interactions(settings, kinds):
+    """Yield the rows for `index_interactions` of the table. Raises UserError with the line.
+
+    kinds: {}, for `check_kind` to fill.
+    """
     path = settings.interactions
     ids = {"user": settings.user_column, "item": settings.item_column}
     others = [settings.time_column] if settings.time_column else []
-    kinds = {}
     for line, (user, item, *time_cell) in read_table(path, ids, others, settings.delimiter):
         when = line
         for cell in time_cell:
-            if ROUNDED.fullmatch(cell):
-                problem = f"time {cell!r} was rounded by a spreadsheet: export times as text"
-                raise UserError(f"{path} line {line}: {problem}")
+            check_rounded(cell, path, line)
             try:
                 when = parse_time(cell)
             except ValueError as error:
-                raise UserError(f"{path} line {line}: {error}: mend it") from error
+                raise UserError(f"{path} line {line}: {error}: write it so") from error
             check_kind(kinds, cell, path, line)
         yield user, item, when, line
 
@@ -208,7 +207,10 @@ def prepare(settings):
     if not (settings.interactions and settings.items):
         raise UserError("a table is missing: give --interactions FILE and --items FILE")
     os.stat(settings.items)  # miss it now, not after the other table was read
-    log = index_interactions(read_interactions(settings))
+    kinds = {}
+    log = index_interactions(read_interactions(settings, kinds))
+    if settings.time_column:
+        tell_span(log.time, kinds, settings.interactions)
     rows = read_items(settings, log.item_ids)
     ties = log.ties() if settings.time_column else None
     write_dataset(settings.out, log.sequences(), rows, ties)

@@ -409,6 +409,28 @@ def test_releases_in_one_file(tmp_path, fails):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("when", ['"1.40E+09"', "1.40E+09", "1.4e+09"])
+def test_rounded_times(tmp_path, fails, when):
+    """A spreadsheet's short form, text or number: nearly all would tie."""
+    lines = [json.dumps(review("ann", f"B{i}", "?")).replace('"?"', when) for i in range(3)]
+    argv = command(write(tmp_path / "reviews.json", lines), tmp_path / "out")
+    fails(amazon.main, argv, "reviews.json line 1: time", "rounded by a spreadsheet")
+
+
+def test_dates_among_numbers(tmp_path, fails):
+    rows = [review("ann", "B1", "2020-05-05"), review("ann", "B2", 1588687728)]
+    argv = command(write(tmp_path / "reviews.json", rows), tmp_path / "out")
+    words = ["line 1 has 2020-05-05 (a date)", "line 2 has 1588687728 (seconds)"]
+    fails(amazon.main, argv, "reviews.json: times of two kinds", *words)
+
+
+def test_the_span_of_times_is_said(tmp_path, capsys):
+    reviews = [review_2023("ann", f"B{i}", 1588687728923 + i * 10**10, "text") for i in range(3)]
+    prepare(tmp_path, "--text", "reviews", "--core", 0, reviews=reviews)
+    said = "reviews.json: times from 2020-05-05 to 2020-12-23, read as milliseconds"
+    assert said in capsys.readouterr().out
+
+
 def test_broken_files(tmp_path, fails):
     out = tmp_path / "out"
     path = tmp_path / "reviews.json.gz"

@@ -5,6 +5,7 @@ import itertools
 import random
 import time
 
+import numpy as np
 import pytest
 
 import saerec
@@ -115,6 +116,35 @@ def test_times_of_two_kinds(first, second):
         assert f"line {line} has {OF_2024[kind]} ({kind})" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "value, second, read",
+    [
+        ("1717113600", 1, "seconds"),
+        (1717113600000, 1e3, "milliseconds"),
+        (1.7171136e18, 1e9, "nanoseconds"),
+        ("2024-05-31", 1, "a date"),
+    ],
+)
+def test_the_span_of_times_is_said(capsys, value, second, read):
+    kinds = {}
+    common.check_kind(kinds, value, "log.csv", 2)
+    common.tell_span(np.array([1717113600, -1, 1e9]) * second, kinds, "log.csv")
+    said = capsys.readouterr().out
+    assert said == f"log.csv: times from 1969-12-31 to 2024-05-31, read as {read}\n"
+
+
+@pytest.mark.parametrize("times", [[0], [-1e300, 1e300], [20240531, 20231231], [1052020, 5]])
+def test_odd_times_have_a_span(capsys, times):
+    common.tell_span(np.array(times, float), {"seconds": ""}, "log.csv")
+    assert "times from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("times", [[31052024, 1012024], [5312024, 12311999]])
+def test_dates_that_begin_with_the_day_or_month(times):
+    with pytest.raises(saerec.UserError, match=f"log.csv.* {times[0]:08}.*2024-05-31"):
+        common.tell_span(np.array(times, float), {"seconds": ""}, "log.csv")
+
+
 # Interactions
 
 
@@ -180,6 +210,14 @@ def test_the_share_of_ties_is_kept_and_shown(tmp_path, capsys, fails):
     assert "neighbouring" not in capsys.readouterr().out
     (tmp_path / "d" / "ties.json").write_text("[]")
     fails(saerec.main, ["check", tmp_path / "d"], "ties.json", "delete it")
+
+
+@pytest.mark.parametrize("ties, loud", [(9, False), (10, True)])
+def test_times_that_nearly_all_tie_are_said_loudly(tmp_path, capsys, ties, loud):
+    sequences = [("ann", ["a", "b", "c"])]
+    rows = [dict(item="a", text="text")]
+    common.write_dataset(tmp_path / "d", sequences, rows, dict(ties=ties, pairs=10))
+    assert ("NEARLY ALL" in capsys.readouterr().out) is loud
 
 
 def test_a_dataset_that_cannot_be_is_not_written(tmp_path):

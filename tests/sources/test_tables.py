@@ -202,10 +202,22 @@ def test_times(tmp_path, times, order):
     assert outcome(tmp_path, log, items)[0] == ["u " + order]
 
 
+def test_the_span_of_times_is_said(tmp_path, capsys):
+    outcome(tmp_path, LOG, ITEMS)
+    said = capsys.readouterr().out
+    assert "interactions.csv: times from 1970-01-01 to 1970-01-01, read as seconds" in said
+
+
+def test_times_that_begin_with_the_day(tmp_path, fails):
+    log = "user,item,time\nann,i1,31052024\nann,i2,01062024\nann,i3,02072023\n"
+    refused(tmp_path, fails, log, ITEMS, "interactions.csv", "begin with the day", "2024-05-31")
+
+
 def test_lines_in_order_need_no_times(tmp_path, capsys):
     log = "user,item,time\nu,i1,x\nu,i3,y\nu,i1,\nu,i2,z\n"
     assert outcome(tmp_path, log, ITEMS, "--time-column", "")[0] == ["u i1 i3 i1 i2"]
-    assert "same time" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "same time" not in said and "times from" not in said
 
 
 def test_order_of_lines_is_no_signal(tmp_path, capsys):
@@ -293,6 +305,7 @@ def test_no_line_of_column_names(tmp_path, fails, first):
         ("ann,i1", ["2 cell(s), the first line has 3", "complete the line"]),
         ("ann,i1,5,6", ["4 cell(s), the first line has 3", "quote cells that hold ','"]),
         ("ann,i1,soon", ["'soon' is no", "2024-05-31"]),
+        ("ann,i1,31.05.2024", ["'31.05.2024' is no", "like 2024-05-31 or 2024-", "write it so"]),
         ("ann,i1,", ["'' is no", "2024-05-31"]),
         ("ann,i1,nan", ["'nan' is no"]),
         ("ann,i1,-inf", ["'-inf' is no finite"]),
