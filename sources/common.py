@@ -16,7 +16,9 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
-from saerec import UserError, claim, describe, load_dataset, write_lines, write_rows
+from saerec import (
+    UserError, claim, describe, load_dataset, open_plain, write_lines, write_rows,
+)  # fmt: skip
 
 import numpy as np
 
@@ -190,6 +192,32 @@ def index_interactions(rows):
     return Interactions(user_ids, list(items), *columns)
 
 
+# Files
+
+
+def check_input(path):
+    """Refuse before long work what cannot be read, or not twice. Raises UserError, OSError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is no plain file, but is read twice: save it as one and name that")
+    open_plain(path).close()
+
+
+@contextlib.contextmanager
+def claimed(out):
+    """See before long work that a dataset folder can be written -> its path. Raises UserError.
+
+    It is there within the `with`, and gone after it if nothing has come into it.
+    """
+    if not str(out):
+        raise UserError("--out is empty: name the folder to write, as in --out data/mine")
+    claim(out)
+    try:
+        yield Path(out)
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(out)  # if nothing is there
+
+
 def write_dataset(out, sequences, rows, ties=None):
     """Write a dataset folder and say what is in it -> Dataset. Raises UserError, writing nothing.
 
@@ -197,25 +225,24 @@ def write_dataset(out, sequences, rows, ties=None):
     which those without text, and what is empty in the others, are left out; ties: the dict that
     `tie_notes` reads, None where there are no times.
     """
-    out = Path(out)
-    claim(out)
     rows = ({name: value for name, value in row.items() if value} for row in rows if row["text"])
-    try:
-        with tempfile.TemporaryDirectory(dir=out) as temporary:
-            new = Path(temporary)
+    with claimed(out) as out, tempfile.TemporaryDirectory(dir=out) as temporary:
+        new = Path(temporary)
+        try:
             write_rows(new / "texts.jsonl", rows)
             write_lines(new / "sequences.txt", (" ".join([user, *row]) for user, row in sequences))
             if ties:
                 write_rows(new / "ties.json", [ties])
             data = load_dataset(new)
-            for old in ("sequences.txt.gz", "texts.jsonl.gz", "ties.json"):  # of another version
-                (out / old).unlink(missing_ok=True)
-            for path in new.iterdir():
-                os.replace(path, out / path.name)
-    except UserError as error:
-        with contextlib.suppress(OSError):
-            out.rmdir()  # if nothing else is there
-        raise UserError(str(error).replace(temporary, str(out))) from error
+        except UserError as error:
+            if temporary not in str(error):  # of the file that the rows come from
+                raise
+            problem = str(error).replace(temporary, str(out))
+            raise UserError(f"nothing was written: the new {problem}") from error
+        for old in ("sequences.txt.gz", "texts.jsonl.gz", "ties.json"):  # of another version
+            (out / old).unlink(missing_ok=True)
+        for path in new.iterdir():
+            os.replace(path, out / path.name)
     data = dataclasses.replace(data, folder=out)
     print(*describe(data), sep="\n")
     if ties and 10 * ties["ties"] > 9 * ties["pairs"]:

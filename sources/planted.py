@@ -245,7 +245,7 @@ def prepare(settings):
     """Write a planted world as a dataset folder, and its truth beside it."""
     out = Path(settings.out)
     sequences, rows, truth, intents = planted_world(settings)
-    data = write_dataset(out, sequences.items(), rows)
+    data = write_dataset(settings.out, sequences.items(), rows)
     truth = {name: torch.from_numpy(value) for name, value in truth.items()}
     save_artifact(out / "truth.safetensors", truth, settings, data.hash)
     write_rows(out / "truth.jsonl", intents)

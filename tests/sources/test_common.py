@@ -224,7 +224,8 @@ def test_a_dataset_that_cannot_be_is_not_written(tmp_path):
     """What lay there stays, byte for byte."""
     folder = write_folder(tmp_path / "d", "ann a b c\n", text("a"))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(saerec.UserError, match=f"{folder}/texts.jsonl line 1.*'zoo'"):
+    words = f"nothing was written: the new {folder}/texts.jsonl line 1.*'zoo'"
+    with pytest.raises(saerec.UserError, match=words):
         common.write_dataset(folder, [("bob", ["a", "b", "c"])], [dict(item="zoo", text="x")])
     with pytest.raises(saerec.UserError, match="no user with 3 items"):
         common.write_dataset(tmp_path / "new", [("bob", ["a"])], [dict(item="a", text="x")])
@@ -239,3 +240,32 @@ def test_separators_that_are_no_line_ends_stay_in_their_text(tmp_path):
     sequences = [("ann", ["a", "b", "c"])]
     data = common.write_dataset(tmp_path / "d", sequences, rows)
     assert data.texts == [odd, "plain"]
+
+
+def test_an_empty_name_is_no_folder(tmp_path, monkeypatch):
+    """Path("") is where one stands."""
+    monkeypatch.chdir(tmp_path)
+    sequences = [("ann", ["a", "b", "c"])]
+    with pytest.raises(saerec.UserError, match="--out is empty: name the folder"):
+        common.write_dataset("", sequences, [dict(item="a", text="x")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_with_the_input_is_not_said_of_the_new_folder(tmp_path):
+    def rows():
+        yield dict(item="a", text="x")
+        raise saerec.UserError("reviews.json has changed: run again")
+
+    with pytest.raises(saerec.UserError, match="^reviews.json has changed"):
+        common.write_dataset(tmp_path / "d", [("ann", ["a", "b", "c"])], rows())
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_claimed_folder_goes_unless_something_is_in_it(tmp_path):
+    for name in ("empty", "full"):
+        with pytest.raises(KeyboardInterrupt), common.claimed(tmp_path / name) as folder:
+            assert folder.is_dir()
+            if name == "full":
+                (folder / "file").touch()
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]

@@ -126,3 +126,9 @@ def test_planted_intents_are_recovered(tmp_path):
 def test_impossible_worlds(fails, tmp_path, flags, words):
     fails(planted.main, ["--out", tmp_path / "a", *flags.split()], *words)
     assert not (tmp_path / "a").exists()
+
+
+def test_an_empty_name_is_no_folder(tmp_path, monkeypatch, fails):
+    monkeypatch.chdir(tmp_path)
+    fails(planted.main, ["--out", "", *SMALL], "--out is empty")
+    assert not list(tmp_path.iterdir())
