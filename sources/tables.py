@@ -19,7 +19,6 @@ import csv
 import dataclasses
 import hashlib
 import itertools
-import os
 import re
 import sys
 from pathlib import Path
@@ -27,8 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import MISSING, UserError, check_id, read_lines, run_command, setting  # noqa: E402
 from sources.common import (  # noqa: E402
-    check_kind, check_rounded, clean, index_interactions, join_sentences, parse_time, tell_span,
-    write_dataset,
+    check_input, check_kind, check_rounded, claimed, clean, index_interactions, join_sentences,
+    parse_time, tell_span, write_dataset,
 )  # fmt: skip
 
 
@@ -206,14 +205,15 @@ def prepare(settings):
     """Write the dataset folder of two tables. Raises UserError, or OSError for a missing file."""
     if not (settings.interactions and settings.items):
         raise UserError("a table is missing: give --interactions FILE and --items FILE")
-    os.stat(settings.items)  # miss it now, not after the other table was read
-    kinds = {}
-    log = index_interactions(read_interactions(settings, kinds))
-    if settings.time_column:
-        tell_span(log.time, kinds, settings.interactions)
-    rows = read_items(settings, log.item_ids)
-    ties = log.ties() if settings.time_column else None
-    write_dataset(settings.out, log.sequences(), rows, ties)
+    check_input(settings.items)
+    with claimed(settings.out):
+        kinds = {}
+        log = index_interactions(read_interactions(settings, kinds))
+        if settings.time_column:
+            tell_span(log.time, kinds, settings.interactions)
+        rows = read_items(settings, log.item_ids)
+        ties = log.ties() if settings.time_column else None
+        write_dataset(settings.out, log.sequences(), rows, ties)
 
 
 def main(argv=None):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 
 import pytest
@@ -402,3 +403,19 @@ def test_tables_that_are_not_there(tmp_path, fails):
     packed = gzip.compress(LOG.encode())
     (tmp_path / "x.gz").write_bytes(packed[:-12])
     fails(tables.main, [*argv, "--interactions", tmp_path / "x.gz"], "x.gz", "ended before")
+
+
+def test_items_from_a_pipe(tmp_path, fails):
+    """Its column names are looked at first, and then nothing would be left."""
+    argv = write_tables(tmp_path, LOG, ITEMS)
+    os.mkfifo(tmp_path / "pipe")
+    fails(tables.main, [*argv, "--items", tmp_path / "pipe"], "pipe is no plain file")
+
+
+def test_what_cannot_be_is_refused_before_the_long_read(tmp_path, fails):
+    """The table of interactions, which is not there, is not asked for yet."""
+    argv = write_tables(tmp_path, LOG, ITEMS, "--interactions", str(tmp_path / "none"))
+    (tmp_path / "packed").write_bytes(b"BZh")
+    fails(tables.main, [*argv, "--items", tmp_path / "packed"], "packed is a", "unpack it")
+    fails(tables.main, [*argv, "--out", tmp_path / "packed"], "cannot be written to")
+    fails(tables.main, [*argv, "--out", ""], "--out is empty")
