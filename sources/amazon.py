@@ -34,8 +34,8 @@ from saerec import (  # noqa: E402
     HERE, Progress, UserError, check_id, open_plain, run_command, setting,
 )  # fmt: skip
 from sources.common import (  # noqa: E402
-    ROUNDED, check_kind, check_rounded, clean, index_interactions, join_sentences, parse_time,
-    tell_span, write_dataset,
+    ROUNDED, check_input, check_kind, check_rounded, claimed, clean, index_interactions,
+    join_sentences, parse_time, tell_span, write_dataset,
 )  # fmt: skip
 
 import numpy as np  # noqa: E402
@@ -261,10 +261,10 @@ def input_files(settings):
     check_options(settings)
     if settings.category:
         return download_category(settings)
-    os.stat(settings.reviews)  # miss a file now, not in an hour
+    check_input(settings.reviews)
     if not settings.meta:
         return Path(settings.reviews), None
-    os.stat(settings.meta)
+    check_input(settings.meta)
     return Path(settings.reviews), Path(settings.meta)
 
 
@@ -527,21 +527,35 @@ def new_sentences(lines, key, seen):
     return list(found.values())
 
 
+def read_again(reviews, log, about):
+    """Yield (use, Review) of the reviews in the log. Raises UserError unless all are there still."""
+    use = use_of_lines(log)
+    left = len(log.line)
+    for number, raw in raw_lines(reviews):
+        if number >= len(use) or use[number] == UNUSED:
+            continue
+        try:
+            review = parse_review(raw)
+        except ValueError:  # it was none when it was first read
+            break
+        if review.item in about:
+            left -= 1
+            yield use[number], review
+    if left:
+        raise UserError(f"{reviews} has changed since its first reading: run again")
+
+
 def review_rows(reviews, log, about, sentences):
     """Read the reviews in the log again and yield the rows of texts.jsonl.
 
     A row is a review, or a sentence if `sentences`. Raises UserError.
     """
-    use = use_of_lines(log)
     seen = set()
-    for number, raw in raw_lines(reviews):
-        if number >= len(use) or use[number] == UNUSED:
-            continue
-        review = parse_review(raw)
+    for use, review in read_again(reviews, log, about):
         lines = review_lines(review)
         if sentences:
             # With its use, since a held-out sentence must not push out the same one of another
-            texts = new_sentences(lines, (review.item, use[number]), seen)
+            texts = new_sentences(lines, (review.item, use), seen)
         else:
             texts = [join_sentences(lines)]
         title = about[review.item].title
@@ -552,16 +566,17 @@ def review_rows(reviews, log, about, sentences):
 def prepare(settings):
     """Write the dataset folder of some Amazon reviews. Raises UserError, OSError."""
     reviews, meta = input_files(settings)
-    log = core_log(reviews, settings.core)
-    about = read_about(meta, log, reviews)
-    rows = []
-    if settings.text != "reviews":
-        rows.append(item_rows(about))
-    if settings.text != "item":
-        rows.append(review_rows(reviews, log, about, settings.sentences))
     name = settings.category.lower() or "amazon"
     out = settings.out or f"data/{name}"
-    write_dataset(out, log.sequences(), itertools.chain(*rows), log.ties())
+    with claimed(out):
+        log = core_log(reviews, settings.core)
+        about = read_about(meta, log, reviews)
+        rows = []
+        if settings.text != "reviews":
+            rows.append(item_rows(about))
+        if settings.text != "item":
+            rows.append(review_rows(reviews, log, about, settings.sentences))
+        write_dataset(out, log.sequences(), itertools.chain(*rows), log.ties())
 
 
 def main(argv=None):

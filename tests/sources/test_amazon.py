@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import os
 import random
 import socket
 import struct
@@ -450,6 +451,35 @@ def test_broken_files(tmp_path, fails):
     fails(amazon.main, argv, "no user with 3 items")
     write(path, [review("ann", f"B{i}", i) for i in range(5)])
     fails(amazon.main, argv, "no text to learn intents from")
+
+
+@pytest.mark.parametrize("option", ["--reviews", "--meta"])
+def test_a_pipe(tmp_path, fails, option):
+    """The second reading would find nothing in it."""
+    argv = command(write(tmp_path / "reviews.json", GOOD), tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe")
+    fails(amazon.main, [*argv, option, tmp_path / "pipe"], "pipe is no plain file", "read twice")
+
+
+def test_what_cannot_be_is_refused_before_the_long_read(tmp_path, fails):
+    """Lines that are all broken are not met yet."""
+    argv = command(write(tmp_path / "reviews.json", ["broken"]), tmp_path / "out")
+    (tmp_path / "packed").write_bytes(b"BZh")
+    fails(amazon.main, [*argv, "--meta", tmp_path / "packed"], "packed is a", "unpack it")
+    fails(amazon.main, [*argv, "--out", tmp_path / "packed"], "cannot be written to")
+
+
+OTHER = review("ann", "B99", 9, "text")
+
+
+@pytest.mark.parametrize("change", [GOOD[:9], GOOD[:9] + ["broken"], GOOD[:9] + [OTHER]])
+def test_reviews_that_change_between_two_readings(tmp_path, change):
+    path = write(tmp_path / "reviews.json", GOOD[:10])
+    log = amazon.read_log(path)
+    about = amazon.read_about(None, log, path)
+    write(path, change)
+    with pytest.raises(saerec.UserError, match="has changed since its first reading"):
+        list(amazon.review_rows(path, log, about, False))
 
 
 BEAUTY = ["--category", "Beauty"]
