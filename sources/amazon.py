@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    HERE, Progress, UserError, check_id, open_plain, run_command, setting,
+    HERE, MISSING, Progress, UserError, check_id, open_plain, run_command, setting,
 )  # fmt: skip
 from sources.common import (  # noqa: E402
     ROUNDED, check_input, check_kind, check_rounded, claimed, clean, index_interactions,
@@ -305,6 +305,11 @@ def parse_line(raw):
         raise ValueError("not a JSON object in UTF-8, nor a Python dict") from error
 
 
+def said(value):
+    """A string as it is, "" for a word such as NULL and for all that is no string."""
+    return value if isinstance(value, str) and value.strip().lower() not in MISSING else ""
+
+
 def is_id(value):
     """Whether a value can stand for a user or an item: a string of visible ASCII characters."""
     return isinstance(value, str) and bool(re.fullmatch("[!-~]+", value))
@@ -319,7 +324,7 @@ def parse_review(raw):
         raise ValueError(f"user {user!r}, item {item!r}, time {when!r}")
     check_id(user)
     check_id(item)
-    return Review(user, item, when, parse_time(when), str(headline or ""), str(text or ""))
+    return Review(user, item, when, parse_time(when), said(headline), said(text))
 
 
 def read_records(path, parse):
@@ -418,7 +423,7 @@ class About(NamedTuple):
 def lines_of(value):
     """The clean lines of a string, a list, or a list of lists -> list of str."""
     if not isinstance(value, list):
-        return clean(str(value))
+        return clean(said(value))
     lines = []
     for part in value:
         lines += lines_of(part)

@@ -194,6 +194,19 @@ def test_release_of_2023(tmp_path, suffix):
     ]
 
 
+@pytest.mark.parametrize("word", [None, float("nan"), 7, "NULL", " n/a", "nan", ""])
+def test_what_says_nothing_is_no_text(tmp_path, word):
+    reviews = [review("ann", f"B{i}", i, word, summary=word) for i in range(3)]
+    reviews[0]["reviewText"] = "Shiny"
+    meta = [{"asin": "B1", "title": word, "brand": word, "description": [word, "Soft", word]}]
+    options = ["--text", "both", "--core", 0]
+    _, texts = prepare(tmp_path, *options, reviews=reviews, meta=meta)
+    assert texts == [
+        {"item": "B1", "text": "Soft"},
+        {"item": "B0", "user": "ann", "text": "Shiny"},
+    ]
+
+
 # Duplicates, ties, cores
 
 
