@@ -431,8 +431,12 @@ def lines_of(value):
 
 
 def first_field(record, *names):
-    """The clean lines of the first of these fields that a record has -> list of str."""
-    return lines_of(next(filter(None, map(record.get, names)), ""))
+    """The clean lines of the first of these fields with a letter or digit -> list of str."""
+    for name in names:
+        lines = lines_of(record.get(name))
+        if any(map(str.isalnum, "".join(lines))):
+            return lines
+    return []
 
 
 def describe_item(record):

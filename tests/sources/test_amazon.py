@@ -207,6 +207,13 @@ def test_what_says_nothing_is_no_text(tmp_path, word):
     ]
 
 
+@pytest.mark.parametrize("nothing", ["", " ", ".", ["", "<br>"], [["-"]], "null"])
+def test_a_field_that_says_nothing_hides_no_other(nothing):
+    record = {"title": "Lamp", "brand": nothing, "store": "Lumen", "description": nothing}
+    record |= {"categories": nothing, "category": ["Home"], "features": nothing, "feature": "LED"}
+    assert amazon.describe_item(record) == ("Lamp", "Lamp. Lumen. Home. LED")
+
+
 # Duplicates, ties, cores
 
 
