@@ -461,7 +461,10 @@ def read_about(meta, log, reviews):
     if not meta:
         return about
     matched = False
-    for _, record in read_records(meta, parse_line):
+    for line, record in read_records(meta, parse_line):
+        if "user_id" in record or "reviewerID" in record:  # whose headline would be a title
+            problem = "a review, not what an item is"
+            raise UserError(f"{meta} line {line} is {problem}: give the metadata as --meta")
         item = str(record.get("parent_asin") or record.get("asin"))
         matched |= item in about
         if about.get(item) == About():  # the first line that says something counts

@@ -410,6 +410,14 @@ def test_broken_metadata(tmp_path, capsys, fails):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("rows", [GOOD, [review_2023("ann", f"B{i}", i) for i in range(3)]])
+def test_reviews_in_place_of_metadata(tmp_path, fails, rows):
+    """Their headlines would be titles of items."""
+    path = write(tmp_path / "reviews.json", rows)
+    argv = [*command(path, tmp_path / "out"), "--meta", path]
+    fails(amazon.main, argv, "reviews.json line 1 is a review", "metadata as --meta")
+
+
 def test_files_are_judged_by_their_content(tmp_path):
     """Plain lines in a file named .gz, gzipped ones in .json, with a spreadsheet's first mark."""
     rows = [json.dumps(row) for row in GOOD]
