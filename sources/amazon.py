@@ -296,11 +296,15 @@ JSON = json.JSONDecoder(parse_float=as_written)
 
 def parse_line(raw):
     """One raw line -> dict. Raises ValueError."""
+    if raw.lstrip().startswith(b"["):
+        raise ValueError("a JSON array: an object a line is wanted")
     try:
-        text = raw.decode("utf-8-sig")
-        if text.startswith("{'"):  # metadata of 2014 are Python literals
-            return {**ast.literal_eval(text)}  # which runs no code
-        return {**JSON.decode(text)}  # a TypeError unless it is a dict
+        text = raw.decode("utf-8-sig").strip()
+        try:
+            record = JSON.decode(text)
+        except ValueError:
+            record = ast.literal_eval(text)  # metadata of 2014 are Python literals; runs no code
+        return {**record}  # a TypeError unless it is a dict
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("not a JSON object in UTF-8, nor a Python dict") from error
 
@@ -328,25 +332,27 @@ def parse_review(raw):
 
 
 def read_records(path, parse):
-    """Yield (line number, parse(raw line)). A broken line is left out, and said.
+    """Yield (line number, parse(raw line)). Broken lines are left out, and said; blank ones skipped.
 
-    Raises UserError if there is no line, if all are broken, or if more than one and more than 1% of
-    them are.
+    Raises UserError if there is no line, if half of them are broken, or more than one and than 1%.
     """
     total = 0
     broken = 0
     examples = ""
-    for total, raw in raw_lines(path):
+    for line, raw in raw_lines(path):
+        if not raw.strip():
+            continue
+        total += 1
         try:
             record = parse(raw)
         except ValueError as error:
             broken += 1
             if broken <= 3:
-                examples += f", line {total} ({error})"
+                examples += f", line {line} ({error})"
         else:
-            yield total, record
+            yield line, record
     report = f"{path}: {broken:,} of {total:,} lines broken{examples}"
-    if broken == total or broken > max(1, total / 100):
+    if 2 * broken >= total or broken > max(1, total / 100):
         remedy = "see that it is the right file, copy or download it again"
         raise UserError(f"{report}; {remedy}")
     if broken:
@@ -540,7 +546,7 @@ def new_sentences(lines, key, seen):
 
 
 def read_again(reviews, log, about):
-    """Yield (use, Review) of the reviews in the log. Raises UserError unless all are there still."""
+    """Yield (use, Review) of the reviews in the log. Raises UserError unless all are there."""
     use = use_of_lines(log)
     left = len(log.line)
     for number, raw in raw_lines(reviews):

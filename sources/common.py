@@ -22,8 +22,8 @@ from saerec import (
 
 import numpy as np
 
-# Attributes have an "=", else "a<b then c>d" would be a tag; what begins before another begin of its
-# kind is none, else many that never end would take a time that is quadratic in their number
+# Attributes have an "=", else "a<b then c>d" would be a tag. A script or comment holds no other's
+# begin, else many that never end would take a time that is quadratic in their number
 ATTRIBUTES = r"(?:[\s/]*|\s[^<>=]*=[^<>]*)"
 TAG = re.compile(
     r"<(script|style)\b(?:(?!<\1\b).)*?</\1\s*>|<!--(?:(?!<!--).)*?-->"

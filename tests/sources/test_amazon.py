@@ -339,8 +339,8 @@ def test_a_held_out_sentence_does_not_push_out_the_same_one_of_another_user(tmp_
 GOOD = [review("ann", f"B{i}", i, "text") for i in range(200)]
 BROKEN = {
     '{"reviewerID": "ann", "asin": "B1"': "not a JSON object",
-    "[1, 2]": "not a JSON object",
-    "": "not a JSON object",
+    "[1, 2]": "a JSON array: an object a line is wanted",
+    "5": "not a JSON object",
     "{'asin': __import__('os')}": "nor a Python dict",
     '{"asin": "B1", "unixReviewTime": 5}': "user None",
     '{"reviewerID": "ann", "unixReviewTime": 5}': "item None",
@@ -353,7 +353,7 @@ BROKEN = {
     '{"reviewerID": "ann", "asin": "B1", "unixReviewTime": 1e999}': "inf",
     '{"reviewerID": "null", "asin": "B1", "unixReviewTime": 5}': "id 'null' is a missing value",
     '{"reviewerID": "ann", "asin": "9.78E+12", "unixReviewTime": 5}': "spreadsheet",
-    "[" * 100_000: "not a JSON object",
+    '{"a":' * 100_000: "not a JSON object",
 }
 
 
@@ -383,7 +383,7 @@ def test_one_in_a_hundred_may_be_broken(tmp_path, capsys, broken, total):
     assert f"{broken} of {total} lines broken" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("broken, total", [(3, 200), (2, 5), (1, 1), (5, 5)])
+@pytest.mark.parametrize("broken, total", [(3, 200), (2, 5), (1, 1), (1, 2), (5, 5)])
 def test_more_than_one_in_a_hundred_is_an_error(tmp_path, fails, broken, total):
     lines = GOOD[: total - broken] + ["not json"] * broken
     argv = command(write(tmp_path / "reviews.json", lines), tmp_path / "out")
@@ -392,6 +392,25 @@ def test_more_than_one_in_a_hundred_is_an_error(tmp_path, fails, broken, total):
     error = fails(amazon.main, argv, where, "right file")
     assert error.count("(not a JSON") == min(broken, 3)
     assert not (tmp_path / "out").exists()
+
+
+def test_blank_lines_are_not_broken(tmp_path, capsys):
+    rows = itertools.chain.from_iterable((row, "", " \r") for row in GOOD)
+    _, texts = prepare(tmp_path, "--text", "reviews", "--core", 0, reviews=rows)
+    assert len(texts) == 200 and "broken" not in capsys.readouterr().out
+
+
+def test_other_ways_to_write_a_python_dict(tmp_path):
+    meta = ["{u'asin': u'B1', u'title': u'Soap'}", " {'asin': 'B2', 'title': 'Towel'}"]
+    meta.append('{"asin": "B3", \'title\': None, "brand": "Suds"}')
+    _, texts = prepare(tmp_path, "--core", 0, reviews=GOOD, meta=meta)
+    assert [row["text"] for row in texts] == ["Soap", "Towel", "Suds"]
+
+
+def test_a_json_array(tmp_path, fails):
+    for lines in ([json.dumps(GOOD)], ["["] + [json.dumps(row) + "," for row in GOOD]):
+        argv = command(write(tmp_path / "reviews.json", lines), tmp_path / "out")
+        fails(amazon.main, argv, "line 1 (a JSON array: an object a line is wanted)")
 
 
 def test_broken_metadata(tmp_path, capsys, fails):
