@@ -14,6 +14,7 @@ Reviews are read once for ids and times, and again for the texts that stay: none
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import gzip
@@ -24,6 +25,7 @@ import os
 import re
 import sys
 import time
+import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
@@ -183,6 +185,21 @@ def check_whole(path):
         pass
 
 
+def fetch_whole(url, part, timeout):
+    """`fetch`, and check what is there then. Raises what these two do."""
+    try:
+        fetch(url, part, timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        # The server has nothing that could follow this part: it is whole, or of another file
+        with contextlib.suppress(UserError):
+            check_whole(part)
+            return
+        raise
+    check_whole(part)
+
+
 def download(url, path, tries=5, wait=2.0, timeout=60.0):
     """Fetch a gzip file unless it is there already -> path.
 
@@ -193,15 +210,14 @@ def download(url, path, tries=5, wait=2.0, timeout=60.0):
     path.parent.mkdir(parents=True, exist_ok=True)
     while not path.is_file():
         try:
-            fetch(url, part, timeout)
-            check_whole(part)
+            fetch_whole(url, part, timeout)
             os.replace(part, path)
         except (OSError, http.client.HTTPException, UserError) as error:
             tries -= 1
             code = getattr(error, "code", 0)
             corrupt = isinstance(error, UserError)
             refused = 400 <= code < 500 and code not in (408, 416, 429)
-            if corrupt or code == 416:  # 416: the server has nothing that could follow this part
+            if corrupt or code == 416:
                 part.unlink()
             reason = str(error.__cause__ or error).strip("<>")
             if corrupt or refused or not tries:
@@ -332,7 +348,7 @@ def parse_review(raw):
 
 
 def read_records(path, parse):
-    """Yield (line number, parse(raw line)). Broken lines are left out, and said; blank ones skipped.
+    """Yield (line number, parse(raw line)). Broken lines are said and left out, blank ones skipped.
 
     Raises UserError if there is no line, if half of them are broken, or more than one and than 1%.
     """

@@ -774,6 +774,21 @@ def test_a_damaged_beginning_is_not_kept(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_part_that_is_whole_is_kept(server, tmp_path, monkeypatch):
+    """Who stopped it while it was checked need not download it again."""
+    path = tmp_path / "x.json.gz"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(amazon, "check_whole", interrupt)
+        fetch(server, path, [])
+    assert (tmp_path / "x.json.part.gz").read_bytes() == BODY
+    assert fetch(server, path, []).read_bytes() == BODY
+    assert [start for _, start in server.asked] == [0, len(BODY)]
+
+
+def interrupt(path):
+    raise KeyboardInterrupt
+
+
 def test_no_server(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound, but nobody listens
