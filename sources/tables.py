@@ -17,6 +17,7 @@ out.
 import contextlib
 import csv
 import dataclasses
+import difflib
 import hashlib
 import itertools
 import re
@@ -74,25 +75,38 @@ def column_names(path, delimiter):
 
 
 def find_columns(path, names, wanted):
-    """Where the wanted columns are among the names in the first line -> list of int. UserError."""
+    """Where the wanted columns are among the names in the first line -> list of int. UserError.
+
+    wanted: {what it is: its column}, where what is "user", "item", "time" or anything for a text.
+    """
     if not names:
         raise UserError(f"{path} is empty, or its first line is: bring a line of column names")
-    for name in wanted:
+    for what, name in wanted.items():
         if name and names.count(name) == 1:
             continue
+        option = f"--{what}-column" if what in ("user", "item", "time") else "--text-columns"
+        if not name:
+            raise UserError(f"{option} holds no name, or an empty one: name what {path} has")
         problem = f"has no column {name!r} among {names}"
-        remedy = "see --...-column(s) and --delimiter"
+        near = difflib.get_close_matches(name, names, 1)
+        perhaps = f", perhaps {near[0]!r}" if near else ""
+        remedy = f"name it by {option}{perhaps}, see also --delimiter"
+        if what == "time":
+            remedy += ', or give --time-column "" if the lines are in order'
         if names.count(name) > 1:
             problem = f"has several columns {name!r}"
             remedy = "rename all but one"
         elif f'"{name}"' in names:
             problem = f"has column {name!r} in quotes, which tables parted by tabs have not"
             remedy = "write all cells without"
+        elif names[0].startswith("sep="):
+            problem = f"begins with {names[0]!r}, a line for Excel alone"
+            remedy = "remove it"
         elif any(re.fullmatch(r"[-+.]?\d[-+.:TZ \d]*", one) for one in names):
             problem += ", the first line, which looks like data"
             remedy = "add a line of column names before it"
         raise UserError(f"{path} {problem}: {remedy}")
-    return [names.index(name) for name in wanted]
+    return [names.index(name) for name in wanted.values()]
 
 
 def check_row(cells, names, delimiter):
@@ -109,14 +123,13 @@ def check_row(cells, names, delimiter):
         raise ValueError(f"{len(cells)} cell(s), the first line has {len(names)}: {remedy}")
 
 
-def read_table(path, ids, others, delimiter):
+def read_table(path, wanted, delimiter):
     """Yield (line where it begins, cells of some columns) of each row of a table that is not empty.
 
-    ids: {"user" or "item": its column}, the first columns; others: list of columns. Raises
-    UserError with the line.
+    wanted: that of `find_columns`. Raises UserError with the line.
     """
     reader = open_table(path, delimiter)
-    wanted = [*ids.values(), *others]
+    ids = [place for place, what in enumerate(wanted) if what in ("user", "item")]
     line = 1
     rows = 0
     try:
@@ -128,10 +141,10 @@ def read_table(path, ids, others, delimiter):
             if any(cells):
                 check_row(cells, names, reader.dialect.delimiter)
                 cells = [cells[place].strip(" \t") for place in places]
-                if cells[0] == wanted[0]:
+                if cells[0] == next(iter(wanted.values())):
                     raise ValueError("column names once more, as of joined files: remove the line")
-                for cell in cells[: len(ids)]:
-                    check_id(cell)
+                for place in ids:
+                    check_id(cells[place])
                 rows += 1
                 yield line, cells
             line = reader.line_num + 1
@@ -151,9 +164,10 @@ def read_interactions(settings, kinds):
     kinds: {}, for `check_kind` to fill.
     """
     path = settings.interactions
-    ids = {"user": settings.user_column, "item": settings.item_column}
-    others = [settings.time_column] if settings.time_column else []
-    for line, (user, item, *time_cell) in read_table(path, ids, others, settings.delimiter):
+    wanted = {"user": settings.user_column, "item": settings.item_column}
+    if settings.time_column:
+        wanted["time"] = settings.time_column
+    for line, (user, item, *time_cell) in read_table(path, wanted, settings.delimiter):
         when = line
         for cell in time_cell:
             check_rounded(cell, path, line)
@@ -171,17 +185,17 @@ def read_items(settings, item_ids):
     item_ids: list of those that have interactions; other items are left out, and counted.
     """
     path = settings.items
-    ids = {"item": settings.item_column}
+    wanted = {"item": settings.item_column}
     if settings.user_column in column_names(path, settings.delimiter):  # of who wrote the texts
-        ids = {"user": settings.user_column} | ids
-    others = [name.strip() for name in settings.text_columns.split(",")]
+        wanted = {"user": settings.user_column} | wanted
+    wanted |= enumerate(name.strip() for name in settings.text_columns.split(","))
     known = set(item_ids)
     found = set()
     rows = []
     left_out = 0
     other = ""
-    for _, cells in read_table(path, ids, others, settings.delimiter):
-        user = cells.pop(0) if "user" in ids else ""
+    for _, cells in read_table(path, wanted, settings.delimiter):
+        user = cells.pop(0) if "user" in wanted else ""
         item = cells.pop(0)
         if item not in known:
             left_out += 1
