@@ -140,9 +140,10 @@ def read_table(path, wanted, delimiter):
         for cells in reader:
             if any(cells):
                 check_row(cells, names, reader.dialect.delimiter)
-                cells = [cells[place].strip(" \t") for place in places]
-                if cells[0] == next(iter(wanted.values())):
+                cells = [cell.strip(" \t") for cell in cells]
+                if cells == names:
                     raise ValueError("column names once more, as of joined files: remove the line")
+                cells = [cells[place] for place in places]
                 for place in ids:
                     check_id(cells[place])
                 rows += 1

@@ -340,9 +340,20 @@ def test_bytes_that_are_no_utf8(tmp_path, fails):
     refused(tmp_path, fails, log, ITEMS, "interactions.csv line 7", "UTF-8")
 
 
-@pytest.mark.parametrize("odd", ["NA", "item", "9.78E+12", "i 4"])
+@pytest.mark.parametrize("odd", ["NA", "9.78E+12", "i 4"])
 def test_wrong_ids_of_items(tmp_path, fails, odd):
     refused(tmp_path, fails, LOG, f"{ITEMS}{odd},x,y\n", "items.csv line 6: ")
+
+
+def test_column_names_once_more(tmp_path, fails):
+    """They are meant where a whole line is theirs: an id may be the name of a column."""
+    items = ITEMS + "item,title,x\n"
+    log = LOG + "user,item,50\n"
+    sequences, texts = outcome(tmp_path, log, items)
+    assert sequences[1:] == ["bob i1", "user item"]
+    assert texts[3] == {"item": "item", "title": "title", "text": "title. x"}
+    items = ITEMS + "item , title,description\n"
+    fails(tables.main, write_tables(tmp_path, log, items), "items.csv line 6: column names once")
 
 
 @pytest.mark.parametrize("rows", [1, 100_000])
