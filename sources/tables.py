@@ -4,7 +4,7 @@
         --text-columns title,description
 
 The first line of a table names its columns. Cells are parted by the commonest of , ; | and tab in
-that line, or by --delimiter; quotes are those of CSV, but for tables parted by tabs, which have
+that line outside quotes, or by --delimiter; quotes are those of CSV, but for tables parted by tabs, which have
 none; either file may be gzipped. An item may have several lines, each of which is a text. Cells
 such as NA or NULL are no text. Interactions stay as they are, repeats and all; those of a user at
 the same time are ordered by a hash, since the order of lines may be a signal.
@@ -58,7 +58,8 @@ def open_table(path, delimiter):
     numbered = read_lines(Path(path), hashlib.sha256())  # the digest is of no use here
     lines = (line for _, line in numbered)
     first = next(lines, "")
-    delimiter = delimiter.replace("\\t", "\t") or max(",;|\t", key=first.count)
+    bare = re.sub('"[^"]*"', "", first)  # a column's name may hold what parts no cells
+    delimiter = delimiter.replace("\\t", "\t") or max(",;|\t", key=bare.count)
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise UserError(f"--delimiter is {delimiter!r}; it must be one character, or \\t")
     # In tables parted by tabs a quote is a character as any other, such as that of inches

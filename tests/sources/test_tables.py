@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 
 import pytest
 
@@ -139,6 +140,13 @@ def test_other_ways_to_write_the_same_tables(tmp_path, changes, options):
     again, also = outcome(tmp_path, changed(LOG), changed(ITEMS), *options.split())
     assert again == sequences and len(also) == 3
     assert [row["title"] for row in also] == [row["title"] for row in texts]
+
+
+def test_what_parts_cells_is_not_looked_for_within_quotes(tmp_path):
+    log = LOG.replace("time", '"seconds, since, 1970, UTC"').replace("user,item,", "user;item;")
+    log = re.sub(r"(?m)^(\w+),(\w+),(\d+)$", r"\1;\2;\3", log)
+    sequences, _ = outcome(tmp_path, log, ITEMS, "--time-column", "seconds, since, 1970, UTC")
+    assert sequences[0] == "ann i1 i2 i3 i1"
 
 
 def test_lone_quotes_in_a_table_parted_by_tabs(tmp_path):
