@@ -4,10 +4,10 @@
         --text-columns title,description
 
 The first line of a table names its columns. Cells are parted by the commonest of , ; | and tab in
-that line outside quotes, or by --delimiter; quotes are those of CSV, but for tables parted by tabs, which have
-none; either file may be gzipped. An item may have several lines, each of which is a text. Cells
-such as NA or NULL are no text. Interactions stay as they are, repeats and all; those of a user at
-the same time are ordered by a hash, since the order of lines may be a signal.
+that line outside quotes, or by --delimiter; quotes are those of CSV, but for tables parted by tabs,
+which have none; either file may be gzipped. An item may have several lines, each of which is a
+text. Cells such as NA or NULL are no text. Interactions stay as they are, repeats and all; those of
+a user at the same time are ordered by a hash, since the order of lines may be a signal.
 
 The two may be one table of reviews. Where the table of items has the column of users too, a line is
 what that user wrote: no title of the item, and no text of the corpus if the interaction is held
@@ -50,11 +50,13 @@ class TablesSettings:
     delimiter: str = setting("", "what parts the cells, \\t is a tab; found if not given")
 
 
+END = "\ud800"  # half a character, which no line of UTF-8 can hold
+
 csv.field_size_limit(2**31 - 1)  # Python's own, 131,072 characters, is low for a description
 
 
 def open_table(path, delimiter):
-    """The csv.reader of a table's lines. Raises UserError."""
+    """The csv.reader of a table's lines, and of END, unless a quote is open there. UserError."""
     numbered = read_lines(Path(path), hashlib.sha256())  # the digest is of no use here
     lines = (line for _, line in numbered)
     first = next(lines, "")
@@ -65,7 +67,7 @@ def open_table(path, delimiter):
     # In tables parted by tabs a quote is a character as any other, such as that of inches
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     how = dict(delimiter=delimiter, quoting=quoting, skipinitialspace=True)
-    return csv.reader(itertools.chain([first], lines), **how)
+    return csv.reader(itertools.chain([first], lines, [END]), **how)
 
 
 def column_names(path, delimiter):
@@ -87,7 +89,7 @@ def find_columns(path, names, wanted):
             continue
         option = f"--{what}-column" if what in ("user", "item", "time") else "--text-columns"
         if not name:
-            raise UserError(f"{option} holds no name, or an empty one: name what {path} has")
+            raise UserError(f"{option} holds an empty name: name what {path} has")
         problem = f"has no column {name!r} among {names}"
         near = difflib.get_close_matches(name, names, 1)
         perhaps = f", perhaps {near[0]!r}" if near else ""
@@ -115,6 +117,8 @@ def check_row(cells, names, delimiter):
     if any("\n" in cell and delimiter in cell for cell in cells):
         problem = f"a cell holds a line break and {delimiter!r}, as after a quote never closed"
         raise ValueError(f"{problem}: close it, or replace line breaks within cells by spaces")
+    if any(END in cell for cell in cells):
+        raise ValueError("a quote is never closed: close it")
     if len(cells) != len(names):
         remedy = f"quote cells that hold {delimiter!r}, name all columns"
         if len(cells) < len(names):
@@ -139,7 +143,7 @@ def read_table(path, wanted, delimiter):
         places = find_columns(path, names, wanted)
         line = reader.line_num + 1
         for cells in reader:
-            if any(cells):
+            if any(cells) and cells != [END]:
                 check_row(cells, names, reader.dialect.delimiter)
                 cells = [cell.strip(" \t") for cell in cells]
                 if cells == names:

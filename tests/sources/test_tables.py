@@ -271,17 +271,17 @@ def test_order_of_lines_is_no_signal(tmp_path, capsys):
         ),
         (LOG, ITEMS, "--delimiter ::", ["--delimiter is '::'", "one character"]),
         (LOG, ITEMS, '--delimiter "', ["""--delimiter is '"'""", "one character"]),
-        (LOG, ITEMS, "--text-columns title,", ["--text-columns holds no name", "items.csv"]),
-        (LOG, ITEMS.replace("title", ""), "--text-columns ,", ["--text-columns holds no name"]),
-        (LOG, ITEMS, "--item-column=", ["--item-column holds no name", "interactions.csv"]),
+        (LOG, ITEMS, "--text-columns title,", ["--text-columns holds an empty name", "items.csv"]),
+        (LOG, ITEMS.replace("title", ""), "--text-columns ,", ["--text-columns holds an empty"]),
+        (LOG, ITEMS, "--item-column=", ["--item-column holds an empty name", "interactions.csv"]),
         (
             LOG.replace("time", "timestamp"),
             ITEMS,
             "",
             ["no column 'time'", "--time-column, perhaps 'timestamp'", '--time-column "" if'],
         ),
-        (LOG, ITEMS.replace("tion", ""), "", ["'description'", "--text-columns, perhaps 'descrip'"]),
-        ("sep=;\n" + LOG.replace(",", ";"), ITEMS, "", ["begins with 'sep='", "Excel", "remove it"]),
+        (LOG, ITEMS.replace("tion", ""), "", ["--text-columns, perhaps 'descrip'"]),
+        ("sep=;\n" + LOG.replace(",", ";"), ITEMS, "", ["'sep='", "Excel", "remove it"]),
         (
             LOG.replace(",time", ",user"),
             ITEMS,
@@ -372,6 +372,13 @@ def test_a_quote_that_is_never_closed(tmp_path, fails, rows):
     refused(tmp_path, fails, LOG, items, *words)
     refused(tmp_path, fails, LOG, items + 'i6,inches 5",z\n', *words)
     refused(tmp_path, fails, LOG.replace("time", '"time'), ITEMS, "interactions.csv line 1: a cell")
+
+
+@pytest.mark.parametrize("line", ['i4,x,"never', 'i4,x,"never\n', 'i4,x,"never\nclosed'])
+def test_a_quote_that_the_last_line_does_not_close(tmp_path, fails, line):
+    refused(tmp_path, fails, LOG, ITEMS + line, "items.csv line 6: a quote is never closed")
+    _, texts = outcome(tmp_path, LOG, ITEMS + line.replace("i4", "i1") + '"')  # now it is
+    assert len(texts) == 4
 
 
 def test_line_breaks_and_tabs_in_a_table_parted_by_tabs(tmp_path, fails):
