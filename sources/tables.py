@@ -50,6 +50,8 @@ class TablesSettings:
     delimiter: str = setting("", "what parts the cells, \\t is a tab; found if not given")
 
 
+AUTHORS = "user reviewer author customer critic member".split()  # userId, user_id, Reviewer Name
+
 END = "\ud800"  # half a character, which no line of UTF-8 can hold
 
 csv.field_size_limit(2**31 - 1)  # Python's own, 131,072 characters, is low for a description
@@ -185,6 +187,28 @@ def read_interactions(settings, kinds):
         yield user, item, when, line
 
 
+def reviews_are_told(settings):
+    """Whether the table of items has the column of users, and say which way it is read. UserError.
+
+    One of that name but for case is refused: held-out reviews would be taken for descriptions.
+    """
+    path = settings.items
+    user = settings.user_column
+    names = column_names(path, settings.delimiter)
+    if user in names:
+        print(f"{path} has column {user!r}: every line is taken for what that user wrote")
+        return True
+    for name in names:
+        if name.lower() == user.lower():
+            remedy = "write it alike in both tables, or otherwise if it is no author's"
+            raise UserError(f"{path} has column {name!r} in place of {user!r}: {remedy}")
+    print(f"{path} has no column {user!r}: every line is taken for a description")
+    for name in names:
+        if re.sub("[^a-z]|id$|name$", "", name.lower()) in AUTHORS:
+            print(f"  if {name!r} is who wrote a line, call it {user!r}, or HELD-OUT REVIEWS LEAK")
+    return False
+
+
 def read_items(settings, item_ids):
     """Read the rows of texts.jsonl of the table of items -> list of dict. Raises UserError.
 
@@ -192,7 +216,7 @@ def read_items(settings, item_ids):
     """
     path = settings.items
     wanted = {"item": settings.item_column}
-    if settings.user_column in column_names(path, settings.delimiter):  # of who wrote the texts
+    if reviews_are_told(settings):
         wanted = {"user": settings.user_column} | wanted
     wanted |= enumerate(name.strip() for name in settings.text_columns.split(","))
     known = set(item_ids)

@@ -86,6 +86,38 @@ def test_one_table_of_reviews(tmp_path):
     assert "6 text(s) written in held-out interactions left out" in data.notes
 
 
+REVIEWS = LOG.replace("time", "time,title").replace("0\n", "0,Good\n").replace("5\n", "5,Good\n")
+
+
+def test_which_way_the_items_are_read_is_said(tmp_path, capsys):
+    options = ("--text-columns", "title")
+    _, texts = outcome(tmp_path, LOG, ITEMS, *options)
+    said = capsys.readouterr().out
+    assert "items.csv has no column 'user': every line is taken for a description\n" in said
+    assert "is who wrote" not in said and "user" not in texts[0]
+    _, texts = outcome(tmp_path, LOG, REVIEWS, *options)
+    said = capsys.readouterr().out
+    assert "items.csv has column 'user': every line is taken for what that user wrote" in said
+    assert texts[0]["user"] == "ann"
+
+
+NAMES = ["user_id", "userId", "reviewer", "reviewerID", "author", "User Name"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_column_that_may_be_of_authors(tmp_path, capsys, name):
+    """It is read as before, with a hint: a book has an author too."""
+    outcome(tmp_path, LOG, REVIEWS.replace("user", name), "--text-columns", "title")
+    said = capsys.readouterr().out
+    assert f"if {name!r} is who wrote a line, call it 'user'" in said
+
+
+def test_a_column_of_users_but_for_case(tmp_path, fails):
+    words = ["items.csv has column 'User' in place of 'user'", "alike in both"]
+    options = ("--text-columns", "title")
+    refused(tmp_path, fails, LOG, REVIEWS.replace("user", "User"), *words, options=options)
+
+
 @pytest.mark.parametrize("time", ["1.70407E+12", "1,7E+09", "2E+10", "1.70407e+12"])
 def test_rounded_times(tmp_path, fails, time):
     """A spreadsheet's short form: their order would mostly be that of a hash."""
