@@ -7,8 +7,9 @@
 The files of three releases are read as published, gzipped (.gz) or not: 2014 (McAuley et al. 2015,
 He & McAuley 2016), 2018 (Ni et al. 2019) and 2023 (Hou et al. 2024). Of the reviews that a user
 wrote about an item the first counts. Users and items with fewer than --core interactions leave,
-again and again until none is left. A user's items are ordered by time; ties, by a hash of the ids
-of user and item, since the order of lines may be a signal. How many there are is said.
+again and again until none is left. Ratings are not looked at: what has one star was had as what
+has five. A user's items are ordered by time; ties, by a hash of the ids of user and item, since the
+order of lines may be a signal. How many there are is said.
 
 Reviews are read once for ids and times, and again for the texts that stay: none is held in memory.
 """
@@ -274,7 +275,6 @@ def download_category(settings):
 
 def input_files(settings):
     """Paths of the reviews and of the metadata, None without -> two. Raises UserError, OSError."""
-    check_options(settings)
     if settings.category:
         return download_category(settings)
     check_input(settings.reviews)
@@ -599,10 +599,11 @@ def review_rows(reviews, log, about, sentences):
 
 def prepare(settings):
     """Write the dataset folder of some Amazon reviews. Raises UserError, OSError."""
-    reviews, meta = input_files(settings)
+    check_options(settings)
     name = settings.category.lower() or "amazon"
     out = settings.out or f"data/{name}"
     with claimed(out):
+        reviews, meta = input_files(settings)
         log = core_log(reviews, settings.core)
         about = read_about(meta, log, reviews)
         rows = []

@@ -11,7 +11,7 @@ a user at the same time are ordered by a hash, since the order of lines may be a
 
 The two may be one table of reviews. Where the table of items has the column of users too, a line is
 what that user wrote: no title of the item, and no text of the corpus if the interaction is held
-out.
+out. Ratings are not looked at: what has one star was had as what has five.
 """
 
 import contextlib

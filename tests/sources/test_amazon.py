@@ -824,6 +824,8 @@ def test_a_category(server, tmp_path, monkeypatch, fails):
     assert outcome(tmp_path / "elsewhere")[0] == sequences
     server.script[:] = ["404"]
     argv = ["--category", "Books", "--release", "2018"]
+    (tmp_path / "file").touch()
+    fails(amazon.main, [*argv, "--out", "file"], "file cannot be written to")  # nothing is asked
     fails(amazon.main, argv, "Books_5.json.gz", "404", "--reviews")
 
 

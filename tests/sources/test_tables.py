@@ -9,7 +9,7 @@ import re
 import pytest
 
 import saerec
-from sources import tables
+from sources import amazon, tables
 
 LOG = "user,item,time\nann,i3,30\nann,i1,10\nbob,i1,5\nann,i2,20\nann,i1,40\n"
 ITEMS = (
@@ -486,3 +486,8 @@ def test_what_cannot_be_is_refused_before_the_long_read(tmp_path, fails):
     fails(tables.main, [*argv, "--items", tmp_path / "packed"], "packed is a", "unpack it")
     fails(tables.main, [*argv, "--out", tmp_path / "packed"], "cannot be written to")
     fails(tables.main, [*argv, "--out", ""], "--out is empty")
+
+
+def test_help_says_that_ratings_do_not_count():
+    for source in (tables, amazon):
+        assert "Ratings are not looked at" in source.__doc__
