@@ -570,7 +570,7 @@ def read_again(reviews, log, about):
             continue
         try:
             review = parse_review(raw)
-        except ValueError:  # it was none when it was first read
+        except ValueError:  # a review no more
             break
         if review.item in about:
             left -= 1
