@@ -976,4 +976,4 @@ def test_a_damaged_library(fails, run, server):
     (run / "intents.jsonl").write_text("".join(lines[:-1]))
     fails(tool.main, command(run, server), "does not belong to")
     (run / "intents.jsonl").write_text("".join([*lines[:-1], "[]\n"]))
-    fails(tool.main, command(run, server), "intents.jsonl cannot be read", "make it again")
+    fails(tool.main, command(run, server), "intents.jsonl cannot be read", "make both again")
