@@ -353,7 +353,9 @@ def intents_section(folder, intents, data, users, settings):
     place = {}
     if len(listed) > 3:  # fewer make no map
         weight = torch.tensor([row["density"] for row in listed])
-        points = map_points(intents.vectors[numbers], weight, settings.seed)
+        library, _ = load_artifact(folder / "intents.safetensors", "sae.py", data)
+        vectors = library["vectors"][numbers]  # `intents` has none of what was judged no intent
+        points = map_points(vectors, weight, settings.seed)
         place = dict(zip(numbers, points.tolist()))
     beside = neighbours(intents.codes)
     number_of = {item: number for number, item in enumerate(data.items)}

@@ -623,8 +623,9 @@ def test_titles_lead_to_intents(run):
         assert len(intents) == min(5, int((code > 0).sum()))
 
 
-def test_what_is_no_intent_has_its_texts_and_no_items(run):
+def test_what_is_no_intent_has_its_texts_its_place_and_no_items(run):
     """A language model's verdict takes an intent's codes away; what it fires on stays to be seen."""
+    places = [(row["x"], row["y"]) for row in content_of(run)["intents"]]
     rows = read_intents(run)
     rows[0]["is_intent"] = False
     saerec.write_rows(run / "intents.jsonl", rows)
@@ -633,7 +634,9 @@ def test_what_is_no_intent_has_its_texts_and_no_items(run):
     saerec.write_artifact(run / "intents.safetensors", tensors, meta)
     for name in ("saerec", "grounded"):  # made from the former intents
         (run / f"{name}.safetensors").unlink()
-    first = content_of(run, "--model", "sasrec")["intents"][0]
+    shown = content_of(run, "--model", "sasrec")["intents"]
+    assert [(row["x"], row["y"]) for row in shown] == places
+    first = shown[0]
     assert [text for text, _ in first["texts"]] == rows[0]["texts"]
     assert first["item_count"] is None and {code for _, code in first["items"]} == {None}
     assert "users" not in first and first["neighbours"] == []
