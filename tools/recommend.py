@@ -18,6 +18,7 @@ A new text becomes an item of Grounded that has intents, but no id.
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -194,7 +195,7 @@ class Answer(NamedTuple):
     personal: list  # of (intent, its strength or None, titles that evoke it), weightiest first
     public: list  # of intents
     listed: list  # of Listed
-    cost: float  # what steering takes from the list's mean score
+    cost: float  # what steering takes from the list's mean score, 0 or more
 
 
 def best_first(scores, left_out):
@@ -251,7 +252,8 @@ def answer(model, codes, data, history, top, shift=0.0, left_out=(), always=()):
             evoked = {intent: sources(intent) for intent, _ in told}
             listed.append(Listed(item, rank, *scores, rank_before[item], reasons, evoked))
     best = [one.score for one in listed[:top]]
-    cost = float(own[before[:top]].mean()) - sum(best) / len(best) if best else 0.0
+    could = own[before[: len(best)]].tolist()  # as many, unsteered
+    cost = (math.fsum(could) - math.fsum(best)) / max(len(best), 1)
     shown = model.intents_shown(state)
     personal = []
     for intent in shown.get("personal", torch.zeros(0)).tolist():

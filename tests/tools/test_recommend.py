@@ -312,7 +312,7 @@ def test_steered_scores_and_what_they_cost(ask, tiny_run):
     for one in whole["recommendations"]:
         assert order[one["rank_before"] - 1] == one["item"]
         assert one["score"] == pytest.approx(scores[one["item"]])
-    assert whole["cost"] == pytest.approx(0, abs=1e-6)  # the whole list: only its order changed
+    assert whole["cost"] == 0  # the whole list: only its order changed
     few = ask("--user", "u3", "--top", 3, "--more", intent, "--strength", 50)
     mean = np.mean([one["score"] for one in few["recommendations"]])
     best = sorted(scores.values(), reverse=True)[:3]
@@ -331,6 +331,11 @@ def test_what_blocking_costs(ask, tiny_run):
     mean = np.mean([one["score"] for one in kept["recommendations"]])
     assert kept["cost"] == pytest.approx(np.mean([one["score"] for one in plain[:3]]) - mean)
     assert kept["cost"] > 0
+    fewer = ask("--user", "u3", "--top", 30, "--block", best)
+    scores = [one["score"] for one in fewer["recommendations"]]
+    could = [one["score"] for one in plain[: len(scores)]]  # as many as are left
+    assert len(scores) < len(plain)
+    assert fewer["cost"] == pytest.approx(np.mean(could) - np.mean(scores)) and fewer["cost"] >= 0
 
 
 def test_the_item_with_most_of_several_intents_moves_by_the_strength(ask, tiny_run):
