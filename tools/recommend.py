@@ -411,10 +411,11 @@ def lists_header(settings, data):
     return json.dumps(header).encode() + b"\n"
 
 
-def open_lists(path, header):
+def open_lists(path, header, users):
     """Open a file of lists to go on with it -> (file, users whose list it has).
 
-    A last line that was half written when the disk or the user stopped it goes. Raises UserError.
+    users: the ids of all. A last line that was half written when the disk or the user stopped it
+    goes. Raises UserError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+b")
@@ -427,12 +428,18 @@ def open_lists(path, header):
     lines = size = 0
     for line in file:
         if line.endswith(b"\n"):
+            last = line
             lines += 1
             size += len(line)
+    done = max(lines - 1, 0)
+    if done > len(users) or (done and not last.startswith(list_start(users[done - 1]))):
+        file.close()
+        problem = f"{path} does not have one list of each user, in the order of the data"
+        raise UserError(f"{problem}: name another --out, or delete it")
     file.truncate(size)
     if not lines:
         file.write(header)
-    return file, max(lines - 1, 0)
+    return file, done
 
 
 @torch.no_grad()
@@ -470,6 +477,11 @@ def one_state(state, row):
     return State(state.u[at], state.parts[:, at], personal, r)
 
 
+def list_start(user):
+    """How the line of a user's list begins -> bytes; user: the id."""
+    return json.dumps(dict(user=user)).encode()[:-1]
+
+
 def list_line(user, best, data, labels):
     """A line of a file of lists -> bytes; user: the id; best: list of (item, score, Reasons)."""
     items = []
@@ -482,7 +494,7 @@ def list_line(user, best, data, labels):
 def write_lists(settings, model, data, labels, shift, left_out):
     """Write or go on with the lists of all users, a JSON line each. Raises UserError."""
     path = Path(settings.out)
-    file, done = open_lists(path, lists_header(settings, data))
+    file, done = open_lists(path, lists_header(settings, data), data.users)
     users = torch.arange(done, len(data.users))
     with file:
         if not len(users):

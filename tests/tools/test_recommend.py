@@ -689,6 +689,20 @@ def test_lists_of_other_settings_or_models_are_not_gone_on_with(tiny_run, tmp_pa
     assert path.read_bytes() == b"my only copy"
 
 
+def test_lists_that_are_not_one_of_each_user_are_not_gone_on_with(tiny_run, tmp_path, fails):
+    """Such as of two files, one behind the other: users would be lost, without a word."""
+    path = tmp_path / "lists.jsonl"
+    common = ["--run", tiny_run, "--all-users", "--out", path, "--top", 2, "--device", "cpu"]
+    assert tool.main([str(word) for word in common]) == 0
+    header, *lists = path.read_bytes().splitlines(keepends=True)
+    for lines in (lists + lists[-1:], lists[:10] * 2, lists[1:4], lists[:3] + [header]):
+        path.write_bytes(header + b"".join(lines))
+        before = path.read_bytes()
+        words = (f"{path} does not have one list of each user", "name another --out")
+        fails(tool.main, common, *words)
+        assert path.read_bytes() == before
+
+
 # Refusals
 
 
