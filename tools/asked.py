@@ -140,8 +140,9 @@ def user_items(data, name):
     """All items of the user with that id, held-out ones too -> int32 [T]. Raises UserError."""
     if name not in data.users:
         found = difflib.get_close_matches(name, data.users, 5, 0.4) or data.users[:3]
-        problem = f"there is no user {name!r} in {data.folder}"
-        raise UserError(f"{problem}; the nearest are: {', '.join(found)}")
+        problem = f"there is no user {name!r} with 3 items or more in {data.folder}"
+        nearest = f"the nearest are: {', '.join(found)}"
+        raise UserError(f"{problem}; {nearest}; give the items of one with fewer by --history")
     user = data.users.index(name)
     return data.flat[data.start[user] : data.start[user + 1]]
 

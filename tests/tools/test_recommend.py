@@ -713,7 +713,7 @@ def test_questions_that_cannot_be_answered(fails, tiny_run):
     refuses([], "give one of --user, --history and --history-titles")
     refuses(["--history", " "], "give one of --user, --history and --history-titles")
     refuses(["--user", "u1", "--history", "i1"], "give one of", "not 2")
-    refuses(["--user", "u99"], "no user 'u99'", "u9")
+    refuses(["--user", "u99"], "no user 'u99' with 3 items or more", "u9", "fewer by --history")
     refuses(["--user", "~"], "no user '~'", "u0, u1, u2")
     refuses(["--history", "i1 i999"], "no item 'i999'", "i9")
     refuses(["--history", "i1 ~"], "no item '~'", "none is near")
