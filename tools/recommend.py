@@ -108,7 +108,7 @@ def check_options(s):
 def asked_history(settings, data):
     """The items that are taken as known, oldest first -> int32 [T]. Raises UserError."""
     if settings.user.strip():
-        return user_items(data, settings.user)
+        return user_items(data, settings.user.strip())
     if settings.history.strip():
         items = find_ids(data, settings.history.split())
     else:

@@ -256,6 +256,7 @@ def test_a_user_a_history_and_titles_ask_the_same(ask, tiny_run):
     data = saerec.run_dataset(tiny_run)
     items = data.flat[data.start[3] : data.start[4]].tolist()
     by_user = ask("--user", data.users[3])
+    assert by_user == ask("--user", f" {data.users[3]} ")
     assert by_user == ask("--history", " ".join(data.items[v] for v in items))
     assert by_user == ask("--history-titles", "; ".join(data.titles[v].upper() for v in items))
     listed = {one["item"] for one in by_user["recommendations"]}
