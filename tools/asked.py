@@ -55,24 +55,27 @@ def cut_names(words, marks, known):
 
 
 def intents_by_name(rows):
-    """{name: intents}, of rows of intents.jsonl; what is judged to be no intent is not among them.
+    """{name: intents}, of rows of intents.jsonl; [] of what is judged to be no intent.
 
     A number or a label goes before a part or a word of labels, and that before a keyword.
     """
+    none = {}
     exact = {}
     parts = {}
     keywords = {}
     for row in rows:
-        if row.get("is_intent", True):
-            label = row["label"]
-            for name in (str(row["intent"]), label):
-                exact.setdefault(fold(name), []).append(row["intent"])
-            for name in label.split(", "):
-                for part in dict.fromkeys([name, *name.split()]):
-                    parts.setdefault(fold(part), []).append(row["intent"])
-            for name in row["keywords"]:
-                keywords.setdefault(fold(name), []).append(row["intent"])
-    return keywords | parts | exact
+        label = row["label"]
+        if not row.get("is_intent", True):
+            none |= {str(row["intent"]): [], fold(label): []}
+            continue
+        for name in (str(row["intent"]), label):
+            exact.setdefault(fold(name), []).append(row["intent"])
+        for name in label.split(", "):
+            for part in dict.fromkeys([name, *name.split()]):
+                parts.setdefault(fold(part), []).append(row["intent"])
+        for name in row["keywords"]:
+            keywords.setdefault(fold(name), []).append(row["intent"])
+    return none | keywords | parts | exact
 
 
 def find_intents(rows, names):
@@ -84,8 +87,11 @@ def find_intents(rows, names):
     known = intents_by_name(rows)
     found = []
     for name, intents in cut_names(names, ";,", known):
+        if intents == []:
+            raise UserError(f"{name!r} was judged to be no intent: leave it out")
         if intents is None:
-            near = difflib.get_close_matches(fold(name), sorted(known), 5, 0.5)
+            kept = sorted(one for one, numbers in known.items() if numbers)
+            near = difflib.get_close_matches(fold(name), kept, 5, 0.5)
             nearest = "; ".join(near) or "none is near; see intents.jsonl"
             raise UserError(f"there is no intent {name!r}; the nearest are: {nearest}")
         found += intents

@@ -174,8 +174,11 @@ def test_intents_are_found_by_number_label_and_keyword():
     rows[0]["is_intent"] = False  # it has no items any more that could be asked for
     assert asked.find_intents(rows, "space") == [2]
     assert asked.find_intents(rows, "oven") == [1, 2]  # a keyword, which no label has
-    with pytest.raises(saerec.UserError, match="no intent '0'"):
-        asked.find_intents(rows, "0")
+    for name in ("0", "SPACE, orbit"):
+        with pytest.raises(saerec.UserError, match=f"'{name}' was judged to be no intent: leave it"):
+            asked.find_intents(rows, f"2; {name}")
+    with pytest.raises(saerec.UserError, match="no intent 'orbi'; the nearest are: none is near"):
+        asked.find_intents(rows, "orbi")
 
 
 # On a run
@@ -441,7 +444,7 @@ def test_what_was_judged_no_intent_can_still_be_asked_around(tmp_path, tiny_run,
     rows = read_intents(run)
     rows[0]["is_intent"] = False
     saerec.write_rows(run / "intents.jsonl", rows)
-    fails(tool.main, ["--run", run, "--user", "u3", "--more", "0"], "there is no intent '0'")
+    fails(tool.main, ["--run", run, "--user", "u3", "--more", "0"], "'0' was judged to be no intent")
 
 
 # A new text
