@@ -86,7 +86,7 @@ def find_intents(rows, names):
     """
     known = intents_by_name(rows)
     found = []
-    for name, intents in cut_names(names, ";,", known):
+    for name, intents in cut_names(names.rstrip(" ;,"), ";,", known):
         if intents == []:
             raise UserError(f"{name!r} was judged to be no intent: leave it out")
         if intents is None:

@@ -165,6 +165,7 @@ def test_intents_are_found_by_number_label_and_keyword():
     ]
     assert asked.find_intents(rows, "1") == [1]
     assert asked.find_intents(rows, "oven, orbit") == [1, 0]
+    assert asked.find_intents(rows, "oven; orbit; ") == [1, 0]
     assert asked.find_intents(rows, "space") == [0]  # in a label, which goes before keywords
     assert asked.find_intents(rows, "space, orbit;RECIPES") == [0, 1]
     assert asked.find_intents(rows, "oven,space,orbit") == [1, 0]  # the label as a whole
