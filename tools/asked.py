@@ -128,7 +128,8 @@ def find_titles(data, words):
             names = difflib.get_close_matches(fold(title), known, 5, 0.4)
             shown = dict.fromkeys(data.titles[known[name]] for name in names)
             nearest = "; ".join(shown) or "none is near"
-            raise UserError(f"there is no item titled {title!r}; the nearest are: {nearest}")
+            problem = f"there is no item titled {title!r} (titles are parted by semicolons)"
+            raise UserError(f"{problem}; the nearest are: {nearest}")
     return [item for _, item in found]
 
 
@@ -138,7 +139,8 @@ def find_ids(data, ids):
     for name in ids:
         if name not in known:
             nearest = "; ".join(difflib.get_close_matches(name, known, 5, 0.4)) or "none is near"
-            raise UserError(f"there is no item {name!r}; the nearest are: {nearest}")
+            problem = f"there is no item {name!r} (ids are parted by spaces)"
+            raise UserError(f"{problem}; the nearest are: {nearest}")
     return [known[name] for name in ids]
 
 

@@ -725,6 +725,8 @@ def test_questions_that_cannot_be_answered(fails, tiny_run):
     refuses(["--history-titles", "Thing 1; Thong 2"], "no item titled 'Thong 2'", "Thing 2")
     refuses(["--history-titles", "Thing 1; "], "no item titled ''")
     refuses(["--history-titles", "~"], "no item titled '~'", "none is near")
+    refuses(["--history", "i1,i7"], "no item 'i1,i7'", "ids are parted by spaces")
+    refuses(["--history-titles", "Thing 1, Thing 7"], "titles are parted by semicolons")
     refuses(["--user", "u1", "--more", "spacee"], "no intent 'spacee'", "space")
     refuses(["--user", "u1", "--block", "zzzzzzzz"], "no intent 'zzzzzzzz'", "intents.jsonl")
     refuses(["--user", "u1", "--strength", "2"], "--strength changes nothing without --more")
