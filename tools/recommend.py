@@ -338,7 +338,8 @@ def why(one, labels):
         if value >= gain / 10 > 0:
             mostly = "mostly " if value >= gain / 2 else ""
             said.append(mostly + PARTS[name])
-    said = said or ["nothing in particular speaks for it"]
+    if not said:
+        return "Nothing in particular speaks for it"
     if one.score < 0:
         said.append("but more speaks against it")
     sentence = "; ".join(said)
