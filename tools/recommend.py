@@ -562,6 +562,8 @@ def recommend(settings):
     if always:
         lines = [*text_lines(text), *lines]
         row |= dict(text=text)
+        if always[0] in left_out:
+            lines.append("the new item is left out: it has an intent of --block")
     say(settings, row, lines)
 
 

@@ -514,7 +514,7 @@ def test_a_new_item_scores_as_one_with_its_text_does_without_its_id(encoded_run,
     assert "the text's intents" in out and f"{new['rank']:4} the new item" in out
 
 
-def test_a_new_item_is_steered_as_the_others_are(encoded_run, ask):
+def test_a_new_item_is_steered_as_the_others_are(encoded_run, ask, capsys):
     data = saerec.run_dataset(encoded_run)
     item = items_with_intents(encoded_run, data)[0]
     text = data.texts[data.text_item.tolist().index(item)]
@@ -525,6 +525,9 @@ def test_a_new_item_is_steered_as_the_others_are(encoded_run, ask):
         got = ask(*common, wish, intent, run=encoded_run)["recommendations"]
         found[wish] = [one for one in got if one["item"] is None]
     assert found["--block"] == []
+    command = ["--run", encoded_run, *common, "--block", intent]
+    assert tool.main([str(word) for word in command]) == 0
+    assert "the new item is left out: it has an intent of --block\n" in capsys.readouterr().out
     assert found["--more"][0]["steered"] > found["--more"][0]["score"]
     assert found["--less"][0]["steered"] < found["--less"][0]["score"]
 
