@@ -371,7 +371,9 @@ def wish_lines(wishes, labels):
 def answer_lines(told, wishes, data, labels):
     """An Answer in lines for people."""
     steered = any(wishes)
-    yield "history: " + "; ".join(data.titles[item] for item in told.history[-8:])
+    earlier = len(told.history[:-8])
+    shown = "; ".join(data.titles[item] for item in told.history[-8:])
+    yield "history: " + (f"{earlier} earlier; " if earlier else "") + shown
     for intent, strength, titles in told.personal:
         kind = "attends to" if strength is None else f"personal intent {strength:.2f}"
         source = f"  (from {'; '.join(titles)})" if titles else ""

@@ -382,9 +382,12 @@ def test_what_people_read(tiny_run, capsys):
     assert tool.main([*common, "--model", "sasrec", "--top", "2"]) == 0
     out = capsys.readouterr().out
     assert "intent" not in out and out.count("no reasons") == 1
-    items = " ".join(saerec.run_dataset(tiny_run).items[1:])
-    assert tool.main([*common[:2], "--history", items]) == 0
-    assert "nothing is left to recommend" in capsys.readouterr().out
+    data = saerec.run_dataset(tiny_run)
+    assert tool.main([*common[:2], "--history", " ".join(data.items[1:])]) == 0
+    out = capsys.readouterr().out
+    assert "nothing is left to recommend" in out
+    last = "; ".join(data.titles[-8:])
+    assert f"history: {len(data.titles) - 9} earlier; {last}\n" in out
 
 
 def test_reasons_name_what_carries_the_intent(ask, tiny_run):
