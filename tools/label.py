@@ -106,11 +106,24 @@ class LabelSettings:
 
 
 def check_endpoint(settings):
-    """Refuse what is no address, or holds a password, before anything is sent. Raises UserError."""
+    """Refuse what is no address, or holds a password, before anything is sent. Raises UserError.
+
+    A key that no header can hold is refused as well.
+    """
     host = r"([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?"
     if not re.fullmatch(rf"https?://{host}(/[\w.~%/-]*)?", settings.labeler, re.ASCII):
         problem = f"--labeler {settings.labeler} is no http or https address"
         raise UserError(f"{problem}: name one, as in --labeler {ENDPOINT}")
+    key = endpoint_key(settings)
+    if not (key.isascii() and key.isprintable()):
+        problem = f"{settings.key_variable} holds more than letters, digits and marks of ASCII"
+        raise UserError(f"{problem}: set this environment variable to the endpoint's key")
+
+
+def endpoint_key(settings):
+    """The endpoint's key -> str, "" if its variable is not set."""
+    # Without white space: urllib would show a key with a line break in its complaint
+    return "".join(os.environ.get(settings.key_variable, "").split())
 
 
 # Questions and answers
@@ -243,8 +256,7 @@ class Endpoint:
         url = self.settings.labeler.rstrip("/") + path
         data = json.dumps(body).encode() if body else None
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        # Without white space: urllib would show a key with a line break in its complaint
-        key = "".join(os.environ.get(self.settings.key_variable, "").split())
+        key = endpoint_key(self.settings)
         if key:
             # A redirect must not take it elsewhere
             request.add_unredirected_header("Authorization", f"Bearer {key}")

@@ -732,6 +732,14 @@ def test_key_is_sent_only_if_its_variable_is_set(run, server, monkeypatch):
     assert b"secret" not in b"".join(path.read_bytes() for path in run.iterdir())
 
 
+@pytest.mark.parametrize("key", ["secret\u201d", "s\u00e9cret", "\x1b[1msecret"])
+def test_a_key_that_no_header_can_hold(fails, run, server, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    words = ("MY_KEY holds more than letters", "set this environment variable")
+    error = fails(tool.main, command(run, server, "--key-variable", "MY_KEY"), *words)
+    assert "cret" not in error and not server.asked
+
+
 def test_key_does_not_follow_a_redirect(fails, run, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     server.otherwise = "302 /elsewhere"
