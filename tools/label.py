@@ -316,7 +316,10 @@ class Endpoint:
             content = choice["message"]["content"] or ""
             return content.strip(), choice.get("finish_reason") == "length"
         except (TypeError, LookupError, AttributeError) as error:
-            raise self.explain(ValueError(json.dumps(reply))) from error
+            said = json.dumps(reply)
+            if isinstance(reply, dict) and reply.get("error"):  # some servers refuse so
+                raise self.explain_status(200, one_line(said, 2000)) from error
+            raise self.explain(ValueError(said)) from error
 
     def explain(self, error):
         """What an exception of `post` means, and what to do -> Failed."""

@@ -67,8 +67,8 @@ class Labeler(BaseHTTPRequestHandler):
         reply = json.dumps({"choices": [choice]}).encode()
         if how == "html":
             reply = b"<html>Welcome</html>"
-        if how == "error":
-            reply = b'{"error": "no model is loaded"}'
+        if how == "json":
+            reply = detail.encode()
         self.reply(reply, 200, half=how == "cut")
 
     def do_GET(self):
@@ -552,7 +552,7 @@ NO_MODEL = '{"error": {"message": "model m not found, try pulling it first"}}'
         ("404", NO_MODEL, ["does not know --model m (HTTP 404", "that it has (it does not say"]),
         ("400", "Invalid model ID", ["does not know --model m (HTTP 400: Invalid model ID)"]),
         ("html", "", ["gave no chat completion (JSONDecodeError", "usually ends in /v1"]),
-        ("error", "", ['gave no chat completion (ValueError: {"error": "no model is loaded"}']),
+        ("json [1]", "", ["gave no chat completion (ValueError: [1])", "usually ends in /v1"]),
     ],
 )
 def test_trouble_that_every_question_would_meet_ends_at_the_first(
@@ -577,6 +577,9 @@ def test_a_wrong_model_is_told_which_there_are(fails, run, server):
     fails(tool.main, command(run, server), "m18, m19)")
 
 
+ERROR = '{"error": {"message": "no model is loaded", "code": 502}}'
+
+
 @pytest.mark.parametrize(
     "trouble, requests, words",
     [
@@ -585,6 +588,7 @@ def test_a_wrong_model_is_told_which_there_are(fails, run, server):
         ("silent", 2, ["no answer within 0.1 seconds", "raise --timeout"]),
         ("cut", 2, ["the server hung up (IncompleteRead"]),
         ("307", 1, ["HTTP 307"]),
+        (f"json {ERROR}", 1, [f"the server refuses (HTTP 200: {ERROR}): see what the server"]),
     ],
 )
 def test_when_every_request_fails(fails, run, server, monkeypatch, trouble, requests, words):
