@@ -314,6 +314,8 @@ class Endpoint:
         try:
             choice = reply["choices"][0]
             content = choice["message"]["content"] or ""
+            if isinstance(content, list):  # of parts, of which some may be no texts
+                content = "".join(part.get("text", "") for part in content)
             return content.strip(), choice.get("finish_reason") == "length"
         except (TypeError, LookupError, AttributeError) as error:
             said = json.dumps(reply)

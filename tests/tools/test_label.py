@@ -454,6 +454,12 @@ def test_answers_that_are_refused(content, word):
         tool.check_answer(content)
 
 
+def test_an_answer_in_parts_is_joined(run, server):
+    parts = [{"type": "thinking"}, *({"type": "text", "text": one} for one in (GOOD[:9], GOOD[9:]))]
+    server.script = ["ok", f"json {json.dumps(dict(choices=[dict(message=dict(content=parts))]))}"]
+    assert label(run, server)[1]["label"] == "Space travel"
+
+
 def test_a_model_whose_answers_are_all_unusable(fails, run, server, monkeypatch, capsys):
     monkeypatch.setattr(tool, "HOPELESS", None)
     content = '{"is_intent": true, "label": "2 to 5 words", "more": "' + "long " * 20 + '"}'
