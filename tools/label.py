@@ -263,6 +263,8 @@ class Endpoint:
         try:
             with urllib.request.urlopen(request, timeout=self.settings.timeout) as response:
                 return json.loads(response.read())
+        except RecursionError as error:
+            raise ValueError("the reply is nested too deep to be read") from error
         except urllib.error.HTTPError as error:
             error.said = ""
             with contextlib.suppress(OSError, http.client.HTTPException):

@@ -558,6 +558,7 @@ NO_MODEL = '{"error": {"message": "model m not found, try pulling it first"}}'
         ("404", NO_MODEL, ["does not know --model m (HTTP 404", "that it has (it does not say"]),
         ("400", "Invalid model ID", ["does not know --model m (HTTP 400: Invalid model ID)"]),
         ("html", "", ["gave no chat completion (JSONDecodeError", "usually ends in /v1"]),
+        (f"json {'[' * 10**5}", "", ["gave no chat completion (ValueError: the reply is nested"]),
         ("json [1]", "", ["gave no chat completion (ValueError: [1])", "usually ends in /v1"]),
     ],
 )
