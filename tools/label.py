@@ -99,7 +99,7 @@ class LabelSettings:
     timeout: float = setting(
         120.0, "silence after which a try is given up", unit="seconds", low=0.1, high=3600
     )
-    trust: bool = setting(False, "take names and verdicts unjudged")
+    trust: bool = setting(False, "take verdicts unjudged, and names that not too many would get")
     names_only: bool = setting(False, "take names alone: no intent loses its items")
     seed: int = setting(0, "draws the texts of other intents", low=0, high=2**31 - 1)
     data: str = setting("", "dataset folder, if it moved since embed.py read it", unit="path")
