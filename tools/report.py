@@ -9,6 +9,7 @@ ablation.json, interpret.json and steering.json hold, if the run has them. What 
 page is left out, and said.
 """
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -393,6 +394,16 @@ def items_section(codes, data):
 # The other sections
 
 
+@contextlib.contextmanager
+def of_this_version(path):
+    """Refuse a file whose content turns out not to be what is written now. Raises UserError."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"{path} is not as this version writes it ({type(error).__name__}: {error})"
+        raise UserError(f"{problem}: delete it and make it again") from error
+
+
 def read_number(cell):
     """A cell of a CSV -> float, or None for what was not measured."""
     return None if cell in ("", "None") else float(cell)
@@ -401,35 +412,40 @@ def read_number(cell):
 def read_log(path):
     """A CSV of numbers that training wrote -> list of dict; None if there is none.
 
-    A number that could not be measured is None.
+    A number that could not be measured is None. Raises UserError.
     """
     if not path.is_file():
         return None
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with of_this_version(path), open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             rows.append({name: read_number(cell) for name, cell in row.items()})
     return rows
 
 
-def read_result(folder, name):
-    """A JSON file of the run -> dict; {} if there is none, or it was measured with other intents.
+def read_result(folder, name, section):
+    """What the function `section` makes of a JSON file of the run, parsed.
 
-    Raises UserError if it cannot be read.
+    {} if there is none, or it was measured with other intents. Raises UserError if it cannot be
+    read.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        problem = f"{path} is not valid JSON ({error})"
-        raise UserError(f"{problem}: delete it and make it again") from error
     intents = folder / "intents.safetensors"
-    if intents.is_file() and found.get("intents", "") not in ("", file_hash(intents)):
-        print(f"{path} was measured with other intents than the run has now: left out")
-        return {}
-    return found
+    with of_this_version(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if intents.is_file() and found.get("intents", "") not in ("", file_hash(intents)):
+            print(f"{path} was measured with other intents than the run has now: left out")
+            return {}
+        return section(found)
+
+
+def metrics_section(metrics):
+    """What metrics.json says -> dict; `models` are rows of the page, `ndcg` is by model."""
+    ndcg = {name: one["NDCG@10"] for name, one in metrics["models"].items()}
+    said = dict(protocol=metrics["protocol"], seed=metrics["seed"])
+    return said | dict(models=models_section(metrics), ndcg=ndcg)
 
 
 def models_section(metrics):
@@ -457,8 +473,8 @@ def interval(differences):
 def compared_section(models, data, metrics, folder):
     """How models differ from SASRec, or else from popularity, user by user -> dict.
 
-    Test users are ranked again, since metrics.json holds means alone. models: {name: model}.
-    Raises UserError if metrics.json is not of these models.
+    Test users are ranked again, since metrics.json holds means alone. models: {name: model};
+    metrics: of `metrics_section`. Raises UserError if metrics.json is not of these models.
     """
     score = {name: model_scores(model, data, "test") for name, model in models.items()}
     control = "sasrec"
@@ -467,7 +483,7 @@ def compared_section(models, data, metrics, folder):
         score[control] = popularity_scores(data)
     found = {name: user_metrics(rank_users(one, data, "test")) for name, one in score.items()}
     for name in models:
-        mean = metrics["models"][name]["NDCG@10"]
+        mean = metrics["ndcg"][name]
         now = float(found[name]["NDCG@10"].mean())
         if mean is not None and abs(mean - now) > 2 / len(data.users):  # beyond rounding
             problem = f"{folder / 'metrics.json'} says NDCG@10 {mean:.4f} of {name}, which has"
@@ -489,11 +505,8 @@ def training_section(folder):
     return section
 
 
-def ablation_section(folder):
-    """What ablation.json says of NDCG@10, tested against its first row -> dict, {} if none."""
-    report = read_result(folder, "ablation")
-    if not report:
-        return {}
+def ablation_section(report):
+    """What ablation.json says of NDCG@10, tested against its first row -> dict."""
     first = report["rows"][0]["name"]
     p_values = {test["b"]: test["p_holm"] for test in report["tests"] if test["a"] == first}
     rows = []
@@ -505,12 +518,14 @@ def ablation_section(folder):
     return dict(metric="NDCG@10", rows=rows, verdict=report["verdict"])
 
 
-def steering_section(folder):
-    """What steering.json says -> dict, {} if there is none."""
-    report = read_result(folder, "steering")
-    if not report:
-        return {}
+def steering_section(report):
+    """What steering.json says -> dict."""
     return dict(model=NAMES[report["model"]], rows=report["rows"])
+
+
+def recovery_section(report):
+    """What interpret.json says of a planted world's intents -> list; None of any other data."""
+    return report.get("recovery")
 
 
 @torch.no_grad()
@@ -608,14 +623,14 @@ def mentioned(users):
 def load_models(folder, metrics, data, settings):
     """The trained models of a run that metrics.json knows, and the one to show -> {name: model}.
 
-    Raises UserError.
+    metrics: of `metrics_section`. Raises UserError.
     """
     models = {}
     for name in MODELS:
-        there = name in metrics["models"] and (folder / f"{name}.safetensors").is_file()
+        there = name in metrics["ndcg"] and (folder / f"{name}.safetensors").is_file()
         if there or name == settings.model:
             models[name] = load_model(folder, name, data, pick_device(settings.device))
-    if settings.model not in metrics["models"]:
+    if settings.model not in metrics["ndcg"]:
         problem = f"{folder / 'metrics.json'} is older than the run's {settings.model}"
         raise UserError(f"{problem}: make it again with `eval.py --run {folder}`")
     return models
@@ -624,7 +639,7 @@ def load_models(folder, metrics, data, settings):
 def run_content(folder, settings):
     """All that the page shows of a run -> dict with a key per section. Raises UserError."""
     data = run_dataset(folder, settings.data)
-    metrics = read_result(folder, "metrics")
+    metrics = read_result(folder, "metrics", metrics_section)
     if not metrics:
         path = folder / "metrics.json"
         raise UserError(f"{path} is missing: make it with `eval.py --run {folder}`")
@@ -653,12 +668,12 @@ def run_content(folder, settings):
         dataset=dict(name=data.folder.name) | counts,
         protocol=metrics["protocol"],
         made=f"{time.strftime('%Y-%m-%d')}, torch {version}, seed {seeds}",
-        models=models_section(metrics),
+        models=metrics["models"],
         compared=compared_section(models, data, metrics, folder),
-        ablation=ablation_section(folder),
+        ablation=read_result(folder, "ablation", ablation_section),
         users=users,
-        steering=steering_section(folder),
-        recovery=read_result(folder, "interpret").get("recovery"),
+        steering=read_result(folder, "steering", steering_section),
+        recovery=read_result(folder, "interpret", recovery_section),
         sae=read_log(folder / "sae_log.csv"),
         training=training_section(folder),
     )

@@ -744,9 +744,37 @@ def test_what_studies_measured_is_shown(run):
     assert content["steering"] == dict(model="SAERec", rows=steering["rows"])
 
 
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("metrics.json", '{"models": {}}', "KeyError: 'protocol'"),
+        ("metrics.json", "[]", "AttributeError"),
+        ("interpret.json", "[1]", "AttributeError"),
+        ("steering.json", '{"model": "grounded"}', "KeyError: 'rows'"),
+        ("steering.json", '{"model": "mine", "rows": []}', "KeyError: 'mine'"),
+        ("ablation.json", '{"rows": [], "tests": [], "verdict": ""}', "IndexError"),
+        ("ablation.json", '{"rows": ', "JSONDecodeError"),
+        ("grounded_log.csv", "epoch,loss\n1,low\n", "ValueError"),
+        ("sae_log.csv", "step,loss\n1\n", "TypeError"),
+    ],
+)
+def test_files_of_other_versions(run, fails, name, text, said):
+    (run / name).write_text(text)
+    words = (f"{run / name} is not as this version writes it", said, "delete it and make it again")
+    fails(report.main, ["--run", run, "--device", "cpu"], *words)
+
+
+def test_metrics_without_standard_errors(run, fails):
+    metrics = json.loads((run / "metrics.json").read_text())
+    del metrics["standard_errors"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    words = ("metrics.json is not as this version writes it", "KeyError: 'standard_errors'")
+    fails(report.main, ["--run", run, "--device", "cpu"], *words)
+
+
 def test_a_run_that_cannot_be_shown(run, fails):
     (run / "interpret.json").write_text("{")
-    fails(report.main, ["--run", run], "interpret.json is not valid JSON", "delete it")
+    fails(report.main, ["--run", run], "interpret.json is not as this version", "delete it")
     (run / "grounded.safetensors").unlink()
     fails(report.main, ["--run", run], "grounded.safetensors is missing", "model.py --run")
     (run / "metrics.json").unlink()
