@@ -426,18 +426,20 @@ def read_log(path):
 def read_result(folder, name, section):
     """What the function `section` makes of a JSON file of the run, parsed.
 
-    {} if there is none, or it was measured with other intents. Raises UserError if it cannot be
-    read.
+    {} if there is none, or it was measured with other intents or another model than the run has
+    now. Raises UserError if it cannot be read.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
         return {}
-    intents = folder / "intents.safetensors"
     with of_this_version(path):
         found = json.loads(path.read_text(encoding="utf-8"))
-        if intents.is_file() and found.get("intents", "") not in ("", file_hash(intents)):
-            print(f"{path} was measured with other intents than the run has now: left out")
-            return {}
+        made_from = {"intents.safetensors": found.get("intents")} | found.get("made_from", {})
+        for file, digest in made_from.items():
+            source = folder / file
+            if digest and source.is_file() and file_hash(source) != digest:
+                print(f"{path} was measured with another {source} than is there now: left out")
+                return {}
         return section(found)
 
 

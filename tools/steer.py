@@ -150,7 +150,8 @@ def measure(settings):
     rows = steering_curve(model, codes, data, users, strengths, settings.seed)
     print(*table_lines(rows), sep="\n")
     report = dict(dataset=data.folder.name, model=settings.model, users=len(users), rows=rows)
-    report |= dict(seed=settings.seed, intents=file_hash(folder / "intents.safetensors"))
+    made_from = [folder / f"{settings.model}.safetensors", folder / "intents.safetensors"]
+    report |= dict(seed=settings.seed, made_from={one.name: file_hash(one) for one in made_from})
     write_lines(folder / "steering.json", [json.dumps(report, indent=1)])
     print(f"written to {folder / 'steering.json'}")
 

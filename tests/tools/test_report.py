@@ -424,13 +424,27 @@ def test_metrics_of_other_models_are_refused(run, fails):
 
 def test_what_was_measured_with_other_intents_is_left_out(run, capsys):
     """As after the same run was made again with other settings."""
-    assert "steering" not in content_of(run)
-    row = dict(strength=1.0)
+    found = dict(recovery=[dict(method="SAE", recovered=0.5)])
     for intents, shown in ((saerec.file_hash(run / "intents.safetensors"), True), ("0" * 64, False)):
-        steering = dict(model="grounded", rows=[row], intents=intents)
-        (run / "steering.json").write_text(json.dumps(steering))
-        assert ("steering" in content_of(run)) == shown
-    assert "steering.json was measured with other intents" in capsys.readouterr().out
+        (run / "interpret.json").write_text(json.dumps(found | dict(intents=intents)))
+        assert ("recovery" in content_of(run)) == shown
+    said = f"interpret.json was measured with another {run / 'intents.safetensors'}"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["grounded.safetensors", "intents.safetensors"])
+def test_what_was_measured_with_another_model_is_left_out(run, capsys, name):
+    assert steer.main(["--run", str(run), "--strengths", "1", "--device", "cpu"]) == 0
+    assert "steering" in content_of(run)
+    tensors, meta = saerec.load_artifact(run / name, "")
+    meta["settings"]["seed"] = 1
+    saerec.write_artifact(run / name, tensors, meta)
+    if name == "intents.safetensors":  # which models refuse that were made from another
+        for model in ("grounded", "saerec"):
+            (run / f"{model}.safetensors").unlink()
+    shown = content_of(run, "--model", "sasrec")
+    assert "steering" not in shown
+    assert f"steering.json was measured with another {run / name}" in capsys.readouterr().out
 
 
 def test_a_model_trained_after_the_ranking_is_refused(run, fails):

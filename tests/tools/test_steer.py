@@ -66,6 +66,9 @@ def test_steering_curve(name, tiny_run, tmp_path, capsys):
     assert steer.main(command) == 0
     report = json.loads((run / "steering.json").read_text())
     assert (report["dataset"], report["model"], report["users"]) == ("tiny", name, 24)
+    made_from = {one: saerec.file_hash(run / one) for one in report["made_from"]}
+    assert report["made_from"] == made_from
+    assert made_from.keys() == {f"{name}.safetensors", "intents.safetensors"}
     rows = report["rows"]
     assert [row["strength"] for row in rows] == [0, 1, 30]
     assert rows[0]["share"] <= rows[1]["share"] < rows[2]["share"]
