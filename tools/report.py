@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import re
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -29,7 +30,9 @@ from saerec import (  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from eval import history_state, load_model, popularity_scores, read_intents  # noqa: E402
+from eval import (  # noqa: E402
+    history_state, judged_intents, load_model, popularity_scores, read_intents,
+)  # fmt: skip
 from model import MODELS, evaluation_rows, model_scores, pad_rows  # noqa: E402
 from sae import SparseRows, cell_bounds, encode_all, load_intents  # noqa: E402
 from tools.asked import load_sae  # noqa: E402
@@ -378,6 +381,17 @@ def intents_section(folder, intents, data, users, settings):
     return section
 
 
+def library_section(rows):
+    """Figures on all rows of intents.jsonl, listed or not -> dict; no median of nothing: None."""
+    measured = judged_intents(rows)
+    none = sum(not row.get("is_intent", True) for row in rows)
+    section = dict(intents=len(rows) - none, none=none, measured=len(measured))
+    for key in ("detection_auroc", "permuted_auroc"):
+        found = [row[key] for row in measured if row[key] is not None]
+        section[key] = statistics.median(found) if found else None
+    return section
+
+
 def items_section(codes, data):
     """Titles of the most popular items with their intents -> [[title, [intent, ...]], ...].
 
@@ -656,10 +670,11 @@ def run_content(folder, settings):
             most = strongest_users(models["grounded"], data, settings.seed)
         behind["intents"] = intents_section(folder, intents, data, most, settings)
         behind["items"] = items_section(codes, data)
-        behind["intent_count"] = len(intents.vectors)
+        rows = read_intents(folder)
+        behind["library"] = library_section(rows)
     users = users_section(models, codes, data, settings)
     if codes is not None:
-        labels = [row["label"] for row in read_intents(folder)]
+        labels = [row["label"] for row in rows]
         behind["names"] = {str(intent): labels[intent] for intent in sorted(mentioned(users))}
     counts = dict(users=len(data.users), items=len(data.items) - 1)
     counts |= dict(interactions=len(data.flat), texts=len(data.texts))

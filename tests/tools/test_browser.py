@@ -73,6 +73,7 @@ def content(tiny_run, tmp_path_factory):
     content = report.run_content(run, settings)
     for row in content["intents"]:
         row |= dict(detection_auroc=0.9, permuted_auroc=0.5, detection_texts=4)
+    content["library"] |= dict(measured=16, detection_auroc=0.9, permuted_auroc=0.5)
     return json.dumps(content)
 
 
@@ -186,6 +187,21 @@ def test_the_first_sentence_says_whether_it_is_chance(content, browse):
     assert found["bold"] == ["Grounded"] and found["colour"] == 2  # of the charts of two metrics
 
 
+def test_the_glance_counts_all_intents_and_none_that_is_none(content, browse):
+    """Whatever the list holds of them."""
+    content = json.loads(content)
+    content["library"] = dict(
+        intents=5000, none=12, measured=4321, detection_auroc=0.8, permuted_auroc=None
+    )
+    listed = len(content["intents"])
+    texts = browse(content, "return all('#glance div').map(one => one.textContent);")
+    assert texts[1] == (
+        "intents5,000found in the texts, each with a name; 12 more were judged to be none; "
+        f"the {listed} densest are listed"
+    )
+    assert "0.80of the 4,321 intents that fire on three held-out texts or more; 0.5" in texts[2]
+
+
 def test_what_was_not_measured_is_said_so(content, browse):
     content = json.loads(content)
     for model in content["models"]:
@@ -197,6 +213,7 @@ def test_what_was_not_measured_is_said_so(content, browse):
         row |= dict.fromkeys(["fvu", "train_fvu", "l0", "dead"])
     for row in content["intents"]:
         row |= dict.fromkeys(["detection_auroc", "permuted_auroc", "support"])
+    content["library"] |= dict(measured=0, detection_auroc=None, permuted_auroc=None)
     found = browse(
         content,
         """
@@ -216,7 +233,7 @@ def test_a_page_with_little_on_it(content, browse):
     shown = "return all('main > section:not([hidden])').map(one => one.id);"
     assert browse({}, shown) == []
     content = json.loads(content)
-    for key in ("intents", "items", "names", "compared", "sae"):
+    for key in ("intents", "items", "library", "names", "compared", "sae"):
         del content[key]
     for item in content["users"]["rows"][0]["recommendations"]:
         item |= dict(terms=[], beside=None)

@@ -96,6 +96,7 @@ def example(text="a, b"):
         sae=[dict(step=1, loss=1.0, train_fvu=0.5, fvu=0.6, l0=8, dead=0.0)],
         intents=[example_intent(0, text), example_intent(1, text)],
         items=[[text, [0, 1]]],
+        library=dict(intents=1, none=1, measured=1, detection_auroc=0.9, permuted_auroc=None),
         names={"0": text},
         users=example_users(text),
         ablation=dict(metric="NDCG@10", rows=[variant], verdict=text),
@@ -244,7 +245,7 @@ def test_every_key_has_its_place():
     assert sorted(drawn) == sorted(a["id"] for tag, a in page.elements if tag == "section")
     explained = set(re.findall(r"\n  (\w+(?:, \w+)*)   ", HTML.partition("-->")[0]))
     for key in example():
-        assert key in ids or key in ("compared", "items", "names", "explain")
+        assert key in ids or key in ("compared", "items", "library", "names", "explain")
         assert key in ", ".join(explained).split(", "), f"{key} is not at the template's top"
     for name in re.findall(r'\$\("([\w-]+)"\)', HTML):
         assert name in ids, name
@@ -541,6 +542,20 @@ def test_intents_are_shown_with_titles_and_neighbours(run):
     listed = {row["intent"] for row in few}
     assert all({other for other, _ in row["neighbours"]} <= listed for row in few)
     assert all("x" not in row for row in content_of(run, "--intents", "3")["intents"])
+
+
+def test_figures_on_intents_are_of_all_whatever_is_listed(run):
+    rows = read_intents(run)
+    for number, row in enumerate(rows):
+        row |= dict(detection_auroc=number / 100, permuted_auroc=None, detection_texts=3)
+    rows[0] |= dict(detection_texts=2)  # too few to be judged by
+    rows[1] |= dict(is_intent=False, detection_auroc=None)
+    saerec.write_rows(run / "intents.jsonl", rows)
+    library = content_of(run, "--intents", "4")["library"]
+    counts = dict(intents=len(rows) - 1, none=1, measured=len(rows) - 2)
+    assert library == counts | dict(
+        detection_auroc=pytest.approx((len(rows) + 1) / 200), permuted_auroc=None
+    )
 
 
 def activations(run):
