@@ -373,6 +373,21 @@ def test_details_print_and_download(content, browse):
         assert float(row["density"]) == intent["density"] and row["text"] == intent["texts"][0][0]
 
 
+def test_it_is_said_whether_the_history_has_an_intent_and_whether_it_speaks_for_the_item(
+    content, browse
+):
+    content = json.loads(content)
+    items = content["users"]["rows"][0]["recommendations"]
+    terms = ([[0, -1.0, ["Thing 1"]], [1, 0.5, []]], [[0, 1.0, []]], [[0, 1.0, ["Thing 1"]]])
+    for item, some in zip(items, terms):
+        item["terms"] = some
+    said = browse(content, "return all('.because').map(one => one.textContent);")
+    last = "in the last items of the history"
+    assert said[0] == f"None of its largest intents that are {last} speaks for it."
+    assert said[1] == f"None of its largest intents is {last}."
+    assert said[2].startswith("Because you took Thing 1, which has ")
+
+
 def test_a_map_of_4000_intents_is_thinned(content, browse):
     content = json.loads(content)
     one = content["intents"][0] | dict(neighbours=[], detection_texts=5, detection_auroc=0.9)
