@@ -337,6 +337,11 @@ def test_the_map_has_keys_and_addresses(content, browse):
     assert found["back"] == "" and found["clicked"] == f"#intent-{found['point']}"
 
 
+def read_csv(text):
+    """Rows of what was downloaded -> list of dict."""
+    return list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"))))
+
+
 def test_details_print_and_download(content, browse):
     content = json.loads(content)
     label, absent = "=1+1, \u201cquoted\u201d", "never said"
@@ -356,7 +361,10 @@ def test_details_print_and_download(content, browse):
         URL.createObjectURL = one => { blob = one; return address(one); };
         $("download").click();
         const after = all("tr.detail").length, csv = await blob.text();
-        return {detail, marks, bars, because, spans, after, csv};
+        await search("never said");
+        $("download").click();
+        const found = await blob.text();
+        return {detail, marks, bars, because, spans, after, csv, found};
         """,
     )
     assert f"No text shown here contains \u201c=1+1\u201d" in found["detail"]
@@ -366,8 +374,11 @@ def test_details_print_and_download(content, browse):
     assert found["bars"] == report.BINS
     assert any(said.startswith("Because you took Thing ") for said in found["because"])
     assert len(found["spans"]) >= 6 and set(found["spans"]) == {5} and found["after"] == 1
-    rows = list(csv.DictReader(io.StringIO(found["csv"].removeprefix("\ufeff"))))
-    assert len(rows) == len(content["intents"])
+    rows = read_csv(found["csv"])
+    densities = [float(row["density"]) for row in rows]
+    assert densities == sorted(densities, reverse=True)  # as they are listed
+    rows.sort(key=lambda row: int(row["intent"]))
+    assert read_csv(found["found"]) == rows[:1]
     assert rows[0]["label"] == "'" + label and rows[0]["keywords"] == f"thing; {absent}"
     for row, intent in zip(rows, content["intents"], strict=True):
         assert float(row["density"]) == intent["density"] and row["text"] == intent["texts"][0][0]
