@@ -311,6 +311,22 @@ def test_back_returns_to_where_one_was(content, browse):
     assert back[2] == start
 
 
+def test_an_address_that_was_cut_is_searched_for_as_it_is(content, browse):
+    found = browse(
+        json.loads(content),
+        """
+        const queries = [];
+        for (const hash of ["#find-%", "#find-Am%C3", "#find-Am%C3%A9lie"]) {
+          visit(hash);
+          await pause();
+          queries.push($("query").value);
+        }
+        return queries;
+        """,
+    )
+    assert found == ["%", "Am%C3", "Am\u00e9lie"]
+
+
 def test_the_map_has_keys_and_addresses(content, browse):
     found = browse(
         json.loads(content),
