@@ -5,7 +5,7 @@
 intents.jsonl, intents.safetensors -> the same with its answers, and labels.jsonl, which keeps them
 
 The model sits behind any OpenAI-compatible endpoint (Ollama, llama.cpp, vLLM, ...), which is sent
-the top texts of every intent. Its answers are kept: a second run asks nothing twice. A name is
+the top texts of every intent. Its usable answers are kept, and not asked for again. A name is
 taken if it tells the held-out texts of its intent from the others, by meaning, at least as well as
 the label of sae.py, which stays otherwise. What the model judges to be no intent loses its items,
 so that models have to be trained again.

@@ -57,7 +57,7 @@ class RecommendSettings:
     text: str = setting("", "a text: which intents it has, and its place after a history")
     all_users: bool = setting(False, "ask for every user, into --out")
     out: str = setting(
-        "", "file of --all-users, JSON lines: one on itself, then one per user; it is gone on with"
+        "", "file of --all-users, JSON lines: one on itself, then one per user; it is continued"
     )
     top: int = setting(10, "items to recommend", low=1)
     more: str = setting(

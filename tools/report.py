@@ -4,9 +4,9 @@
 
 The page holds its data and draws itself: no network, no other file. It shows the models of
 metrics.json and whether they differ by more than chance, a few users with the reasons of one model,
-the intents with the texts, items and users behind them, the training curves, and what
-ablation.json, interpret.json and steering.json hold, if the run has them. What is too much for one
-page is left out, and said.
+the intents with the texts, items and users behind them, the training curves, and, if the run has
+them, what ablation.json and steering.json hold and interpret.json says of planted intents. What is
+too much for one page is left out, and said.
 """
 
 import contextlib

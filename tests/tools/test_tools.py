@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from saerec import HERE
-from tools import label
+from tools import label, report, steer
 
 NAMES = ("recommend", "steer", "label", "report")
 DOC = HERE / "docs" / "tools.md"
@@ -48,6 +48,12 @@ def test_the_messages_in_the_docs_are_those_of_label_py():
     assert len(messages) > 5
     assert all(part in source for message in messages for part in message.split("; "))
     assert "`LABEL_PROMPT`" in TEXT and label.LABEL_PROMPT
+
+
+def test_the_figures_in_the_docs_are_those_of_the_tools():
+    assert f"the densest {report.ReportSettings.intents:,} intents" in TEXT
+    assert f"more than two answers, and more than {label.MOST_ALIKE:.0%}, give one name" in TEXT
+    assert f"{steer.SteerSettings.users:,} users (or all)" in TEXT
 
 
 def test_the_docs_are_short():
