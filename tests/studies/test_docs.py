@@ -213,6 +213,22 @@ def test_a_grid_by_hand(tmp_path):
     ]
 
 
+def test_weights_of_the_match_by_hand(tmp_path):
+    """Rows that were not trained with a weight are empty; the mean is over the seeds there are."""
+    assert docs.match_section(tmp_path) == []
+    report = dict(dataset="films", command="python studies/choose.py", commit="abc")
+    valid = {"k-means": {"0": 0.1}}
+    write(tmp_path / "match_a.json", report | dict(valid=valid, model_flags="--match 0.1"))
+    valid = {"k-means": {"0": 0.2, "1": 0.3}, "Grounded": {"0": 0.5, "1": 0.7}}
+    write(tmp_path / "match_b.json", report | dict(valid=valid, model_flags="--match 1"))
+    _, said, table = docs.match_section(tmp_path)
+    assert "By `python studies/choose.py` and so on at commit abc." in " ".join(said.split())
+    assert table.split("\n")[2:] == [
+        "| films | `--match 0.1` | 1 | 0.1000 |  |",
+        "| films | `--match 1` | 2 | 0.2500 | 0.6000 |",
+    ]
+
+
 def cold_row(name, *ndcg):
     """A row as cold.py writes it, with NDCG@10 in its four rankings; HR@10 and MRR are made up."""
     rankings = {}
