@@ -66,38 +66,35 @@ IDEOGRAPHS = re.compile(
 )
 
 
-def is_punctuation(character):
-    """As BERT sees it, to which symbols of ASCII such as $ are punctuation too -> bool."""
-    return character in string.punctuation or unicodedata.category(character)[0] == "P"
+def strip_accents(text):
+    """A text without the marks of its letters -> str."""
+    parts = unicodedata.normalize("NFD", text)
+    return "".join(part for part in parts if unicodedata.category(part) != "Mn")
 
 
 class Characters(dict):
     """For str.translate: what becomes of a character before a text is cut at white space.
 
-    Filled as characters turn up. strip_accents: as `lower`, if not given.
+    Filled as characters turn up.
     """
-
-    def __init__(self, lower=True, strip_accents=None, split_ideographs=True):
-        self.lower = lower
-        self.strip_accents = lower if strip_accents is None else strip_accents
-        self.split_ideographs = split_ideographs
 
     def __missing__(self, code):
         text = chr(code)
         kind = unicodedata.category(text)
-        apart = self.split_ideographs and IDEOGRAPHS.match(text)
         if text in "\t\n\r" or kind[0] == "Z":
             text = " "
         elif text == "\ufffd" or kind in ("Cc", "Cf", "Co", "Cs"):
             text = ""
-        if self.strip_accents:
-            parts = unicodedata.normalize("NFD", text)
-            text = "".join(part for part in parts if unicodedata.category(part) != "Mn")
-        if self.lower:
-            text = text.lower()
-        text = "".join(f" {c} " if is_punctuation(c) else c for c in text)
-        self[code] = f" {text} " if apart else text
+        self[code] = "".join(f" {c} " if self.is_apart(c) else c for c in self.fold(text))
         return self[code]
+
+    def fold(self, text):
+        return strip_accents(text).lower()
+
+    def is_apart(self, character):
+        """Whether it is a token: punctuation, to which BERT adds symbols of ASCII, an ideograph."""
+        kind = unicodedata.category(character)[0]
+        return kind == "P" or character in string.punctuation or bool(IDEOGRAPHS.match(character))
 
 
 class WordPiece:

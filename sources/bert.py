@@ -20,7 +20,8 @@ from saerec import (  # noqa: E402
     UserError, file_hash, join_processes, pick_device, run_command, setting,
 )  # fmt: skip
 from embed import (  # noqa: E402
-    FILES, Bert, Characters, WordPiece, claim_run, encode_run, mean_over, read_tensors,
+    FILES, IDEOGRAPHS, Bert, Characters, WordPiece, claim_run, encode_run, mean_over, read_tensors,
+    strip_accents,
 )  # fmt: skip
 
 import torch.nn.functional as F  # noqa: E402
@@ -163,6 +164,24 @@ def check_files(folder):
 # The tokenizer and the encoder
 
 
+class FolderCharacters(Characters):
+    """Characters as tokenizers of BERTs treat them; strip: None for what `lower` is."""
+
+    def __init__(self, lower, strip, split_ideographs):
+        self.lower = lower
+        self.strip = lower if strip is None else strip
+        self.split_ideographs = split_ideographs
+
+    def fold(self, text):
+        if self.strip:
+            text = strip_accents(text)
+        return text.lower() if self.lower else text
+
+    def is_apart(self, character):
+        kept = not self.split_ideographs and IDEOGRAPHS.match(character)
+        return not kept and super().is_apart(character)
+
+
 class FolderWordPiece(WordPiece):
     """WordPiece as the files of a folder ask for it."""
 
@@ -186,7 +205,7 @@ class FolderWordPiece(WordPiece):
         lower = value_of(path, options, "do_lower_case", True)
         strip = value_of(path, options, "strip_accents", lower)
         ideographs = value_of(path, options, "tokenize_chinese_chars", True)
-        self.characters = Characters(lower, strip, ideographs)
+        self.characters = FolderCharacters(lower, strip, ideographs)
         added = value_of(path, options, "added_tokens_decoder", {})
         self.check(folder / "tokenizer.json", [*added.values()])
 
@@ -197,7 +216,7 @@ class FolderWordPiece(WordPiece):
         steps = dict(
             normalizer=dict(
                 type=["BertNormalizer"], clean_text=[True], lowercase=[own.lower],
-                strip_accents=[own.strip_accents], handle_chinese_chars=[own.split_ideographs],
+                strip_accents=[own.strip], handle_chinese_chars=[own.split_ideographs],
             ),
             pre_tokenizer=dict(type=["BertPreTokenizer"]),
             model=dict(type=["WordPiece"], continuing_subword_prefix=["##"], unk_token=["[UNK]"]),

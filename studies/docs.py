@@ -672,8 +672,9 @@ def deletion_table(reports):
         for terms in dict.fromkeys(row["terms"] for row in kinds["deletion"]):
             found = rows_where(kinds["deletion"], terms=terms)
             found += rows_where(kinds["insertion"], terms=terms)
-            lines.append([report["dataset"], str(terms), *map(rank_cell, found)])
-    header = ["data", "terms", "largest out", "random out", "most popular item's out"]
+            counted = [report["dataset"], str(terms), f"{found[0]['items']:,}"]
+            lines.append([*counted, *map(rank_cell, found)])
+    header = ["data", "terms", "items", "largest out", "random out", "most popular item's out"]
     return table([*header, "largest alone", "random alone"], lines)
 
 
@@ -848,15 +849,16 @@ def reasons_section(folder):
     said = (
         "Grounded's score is a sum of terms, so that the largest ones matter most to it is how "
         "sums work; how far an item falls, and how far it comes back by them alone, is measured. "
-        "Of the most popular item's largest terms an item has few."
+        "Of the most popular item's largest terms an item has few. A row is of the items that have "
+        "more terms than it takes; a random one may be the largest itself."
     )
     blocks += [paragraph(said), deletion_table(reports)]
     said = (
         "Because you took X: the history without the item that carries the intent of an item's "
-        "largest term most, its age counted; of SAERec, that of its first personal intent. Steps "
-        "back: how long ago that item was taken. The last items of a history matter much to a "
-        "model, whatever they carry: so mind the cases where X is older than the nearest without "
-        "it."
+        "largest term most, its age counted; of SAERec, that of its first personal intent. What is "
+        "left keeps its age in the match. Steps back: how long ago that item was taken. The last "
+        "items of a history matter much to a model, whatever they carry: so mind the cases where X "
+        "is older than the nearest without it."
     )
     blocks += [paragraph(said), taken_table(reports)]
     if any("saerec" in report for report in reports):

@@ -367,9 +367,9 @@ def test_reasons_by_hand(tmp_path):
     assert "changes by 2.00%, not told apart from the 3.00% of random items" in said
     tables = [block.split("\n")[2:] for block in blocks if block.startswith("|")]
     assert tables[0] == [
-        "| films | 0 | +0.0 ±0.0 (0.250) | +0.0 ±0.0 (0.250) | +0.0 ±0.0 (0.250) "
+        "| films | 0 | 70 | +0.0 ±0.0 (0.250) | +0.0 ±0.0 (0.250) | +0.0 ±0.0 (0.250) "
         "| +30.0 ±3.0 (0.250) | +30.0 ±3.0 (0.250) |",
-        "| films | 1 | +20.0 ±2.0 (0.250) | +5.0 ±0.5 (0.250) | +1.0 ±0.1 (0.250) "
+        "| films | 1 | 70 | +20.0 ±2.0 (0.250) | +5.0 ±0.5 (0.250) | +1.0 ±0.1 (0.250) "
         "| +10.0 ±1.0 (0.250) | +25.0 ±2.5 (0.250) |",
     ]
     cells = "| films | Grounded | all | the item that evokes it | 7 | 90% ±9% | -40% ±4% |  "
