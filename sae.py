@@ -565,14 +565,17 @@ def auroc(scores, positive):
 def label_of(words, others, taken, latent):
     """A label of the words, and of as many of the others as make it differ from those taken.
 
-    It has three words at most, and then the latent's number. Without words, the first of the others
-    is the label.
+    taken: set of frozensets of words, which the label joins: in another order they would be the
+    same. A label has three words at most, and then the latent's number. Without words, the first of
+    the others is the label.
     """
     least = max(len(words), 1)
     words = distinct(itertools.chain(words, others), 3) or [f"latent {latent}"]
-    labels = [", ".join(words[:n]) for n in range(least, len(words) + 1)]
-    free = (label for label in labels if label not in taken)
-    return next(free, f"{labels[-1]} ({latent})")
+    for count in range(least, len(words) + 1):
+        if frozenset(words[:count]) not in taken:
+            taken.add(frozenset(words[:count]))
+            return ", ".join(words[:count])
+    return f"{', '.join(words)} ({latent})"
 
 
 def words_by_meaning(centers, spread, vectors, most=200):
@@ -746,9 +749,7 @@ def name_intents(latents, by_latent, corpus, count):
         common = distinct(whole_phrases(common, times), 2)
         some = [word for word in [*ranked, *odds] if times[word] >= ALSO_SAID]
         others = whole_phrases(some or [*ranked, *odds], times)
-        label = label_of(common, others, taken, int(latents[intent]))
-        taken.add(label)
-        yield label, odds
+        yield label_of(common, others, taken, int(latents[intent])), odds
         progress.show(intent + 1)
 
 

@@ -384,7 +384,8 @@ def test_labels_differ():
     for expected in ("sea, boat", "sea, boat, sand", "sea, boat, sand (7)"):
         label = sae.label_of(["sea", "boat"], ["boat", "sand", "wind"], taken, 7)
         assert label == expected
-        taken.add(label)
+    # The same words in another order would be the same name
+    assert sae.label_of(["boat", "sea"], ["wind"], taken, 7) == "boat, sea, wind"
     assert sae.label_of([], ["sand", "wind"], taken, 7) == "sand"
     assert sae.label_of([], [], taken, 7) == "latent 7"
 
