@@ -627,27 +627,11 @@ def load_dataset(folder):
         "user(s) had their last item before, a miss for every model": again,
     }
     notes = [f"{number:,} {what}" for what, number in counts.items() if number]
-    notes += tie_notes(folder)
+    told = folder / "ties.txt"  # what the maker of the folder knew of ties in time
+    if told.is_file():
+        notes += told.read_text("utf-8", "replace").splitlines()
     of_texts = (texts, np.array(text_item, np.int32), titles, notes)
     return Dataset(folder, digest.hexdigest()[:16], kept, items, start, flat, *of_texts)
-
-
-def tie_notes(folder):
-    """What a dataset folder's maker knew of ties in time -> list of at most one sentence.
-
-    ties.json, if there is one, holds {"pairs", "ties"}: of all pairs of neighbouring interactions
-    of a user, how many have the same time. Raises UserError.
-    """
-    path = folder / "ties.json"
-    if not path.is_file():
-        return []
-    try:
-        row = json.loads(path.read_text("utf-8"))
-        share = row["ties"] / max(row["pairs"], 1)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}): delete it") from error
-    said = f"{share:.1%} of neighbouring interactions have the same time"
-    return [f"{said}; a hash of user and item put these in order"]
 
 
 def data_of_run(run, made_by):

@@ -153,7 +153,7 @@ class Interactions:
         return np.flatnonzero(np.diff(self.user, prepend=-1, append=-1))
 
     def ties(self):
-        """The pairs of neighbours of a user, and those with one time -> dict for `tie_notes`."""
+        """How many pairs of neighbours the users have, and how many of one time -> dict."""
         pairs = np.diff(self.user) == 0
         tied = pairs & (np.diff(self.time) == 0)
         return dict(ties=int(tied.sum()), pairs=int(pairs.sum()))
@@ -222,8 +222,8 @@ def write_dataset(out, sequences, rows, ties=None):
     """Write a dataset folder and say what is in it -> Dataset. Raises UserError, writing nothing.
 
     sequences: iterable of (user, items oldest first); rows: iterable of dicts for texts.jsonl, of
-    which those without text, and what is empty in the others, are left out; ties: the dict that
-    `tie_notes` reads, None where there are no times.
+    which those without text, and what is empty in the others, are left out; ties: a dict as
+    `Interactions.ties` gives it, None where there are no times.
     """
     rows = ({name: value for name, value in row.items() if value} for row in rows if row["text"])
     with claimed(out) as out, tempfile.TemporaryDirectory(dir=out) as temporary:
@@ -232,14 +232,17 @@ def write_dataset(out, sequences, rows, ties=None):
             write_rows(new / "texts.jsonl", rows)
             write_lines(new / "sequences.txt", (" ".join([user, *row]) for user, row in sequences))
             if ties:
-                write_rows(new / "ties.json", [ties])
+                share = ties["ties"] / max(ties["pairs"], 1)
+                said = f"{share:.1%} of neighbouring interactions have the same time"
+                said += "; a hash of user and item put these in order"
+                write_lines(new / "ties.txt", [said])
             data = load_dataset(new)
         except UserError as error:
             if temporary not in str(error):  # of the file that the rows come from
                 raise
             problem = str(error).replace(temporary, str(out))
             raise UserError(f"nothing was written: the new {problem}") from error
-        for old in ("sequences.txt.gz", "texts.jsonl.gz", "ties.json"):  # of another version
+        for old in ("sequences.txt.gz", "texts.jsonl.gz", "ties.txt"):  # of another version
             (out / old).unlink(missing_ok=True)
         for path in new.iterdir():
             os.replace(path, out / path.name)

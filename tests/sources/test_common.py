@@ -199,7 +199,7 @@ def test_ties_are_ordered_by_a_hash_by_hand():
     assert common.hash_order("ann", "i7") == int(digest, 16)
 
 
-def test_the_share_of_ties_is_kept_and_shown(tmp_path, capsys, fails):
+def test_the_share_of_ties_is_kept_and_shown(tmp_path, capsys):
     sequences = [("ann", ["a", "b", "c"]), ("bob", ["b", "c", "a"])]
     rows = [dict(item="a", text="text")]
     common.write_dataset(tmp_path / "d", sequences, rows, dict(ties=1, pairs=4))
@@ -208,8 +208,9 @@ def test_the_share_of_ties_is_kept_and_shown(tmp_path, capsys, fails):
     assert "25.0% of neighbouring" in capsys.readouterr().out
     common.write_dataset(tmp_path / "d", sequences, rows)  # from a source without times
     assert "neighbouring" not in capsys.readouterr().out
-    (tmp_path / "d" / "ties.json").write_text("[]")
-    fails(saerec.main, ["check", tmp_path / "d"], "ties.json", "delete it")
+    (tmp_path / "d" / "ties.txt").write_bytes(b"some, said at a caf\xe9\n")
+    assert saerec.main(["check", str(tmp_path / "d")]) == 0
+    assert "some, said at a caf" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ties, loud", [(9, False), (10, True)])
