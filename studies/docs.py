@@ -286,9 +286,10 @@ def answers(report):
         yield "; ".join(said) + "."
     rare = {row["name"]: row["groups"]["rare targets"] for row in report["rows"]}
     best = max(rare, key=rare.get)
-    known = [f"{name} {rare[name]:.4f}" for name in ("Grounded", "SASRec") if name in rare]
-    others = ", ".join(known)
-    yield f"On rare targets {best} is highest with {rare[best]:.4f} ({others}; no test)."
+    known = [name for name in ("Grounded", "SASRec") if name in rare and name != best]
+    others = [f"{name} {rare[name]:.4f}" for name in known]
+    said = "; ".join([*others, "no test"])
+    yield f"On rare targets {best} is highest with {rare[best]:.4f} ({said})."
 
 
 def commits_of(report):

@@ -171,7 +171,7 @@ def test_a_section_by_hand(tmp_path):
         "Does Grounded gain by its intents, and by what they are used for? Grounded has 0.0900; "
         "worse than it: SASRec 0.0800 (p = 0.004).",
         "How do other models compare? Grounded has 0.0900; worse than it: popularity 0.0100 (p = 0.002).",
-        "On rare targets Grounded is highest with 0.0225 (Grounded 0.0225, SASRec 0.0200; no test).",
+        "On rare targets Grounded is highest with 0.0225 (SASRec 0.0200; no test).",
     ]
     header, _, *lines = table.split("\n")
     assert header.split(" | ")[-4:-2] == ["short histories", "rare targets"]
