@@ -145,7 +145,7 @@ def fails(capsys):
 def two_processes(script, *arguments, torchrun=False):
     """Run a script in two processes over gloo, by torchrun or as it starts them -> what they print.
 
-    script: its path from the root, or "-c" with code as the first argument.
+    script: its path, from the root if it is not absolute.
     """
     command = [script, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

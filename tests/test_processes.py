@@ -12,20 +12,25 @@ import sae
 import saerec
 from conftest import SMALL, copy_run, two_processes
 
-# Runs of model.py one after the other: to start a process takes longer than such a run
+# Commands one after the other: to start a process takes longer than they do
 RUNS = """
-import json, sys
-import model, saerec, torch
+import importlib, json, sys
+sys.path.insert(0, "")
+import saerec, torch
+leave = saerec.leave
 saerec.leave = int  # which would end the process after the first
 torch.distributed.init_process_group()
 torch.distributed.init_process_group = int  # once
-for words in json.loads(sys.argv[1]):
-    assert model.main(words) == 0
+for script, *words in json.loads(sys.argv[1]):
+    assert importlib.import_module(script).main(words) == 0
+leave(0)
 """
+MODEL = f"model {SMALL['model']} --dropout 0"  # since processes draw units of their own
 CASES = {
-    "grounded": f"{SMALL['model']} --seed 3",
-    "saerec": f"--model saerec {SMALL['model']} {SMALL['saerec']} --seed 3",
-    "one row": f"{SMALL['model']} --batch 1 --epochs 1",
+    "grounded": f"{MODEL} --seed 3",
+    "saerec": f"{MODEL} --model saerec {SMALL['saerec']} --seed 3",
+    "one row": f"{MODEL} --batch 1 --epochs 1",
+    "sae": f"sae {SMALL['sae']} --steps 60 --dead-after 0.3 --batch 15",
 }
 
 
@@ -38,20 +43,18 @@ def compare(one, two, name):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_run):
-    """Models that one process trained and two -> {case: (run, run, what the two printed)}.
-
-    Dropout is off, since processes draw their own.
-    """
+    """What one process trained and two, by torchrun -> {case: (run, run, what the two printed)}."""
     folder = tmp_path_factory.mktemp("processes")
     runs = {}
-    commands = {}
+    commands = []
     for case, flags in CASES.items():
         runs[case] = [copy_run(tiny_run, folder / case / n) for n in ("one", "two")]
-        one, two = (["--run", str(run), *flags.split()] for run in runs[case])
-        more = ["--dropout", "0", "--device", "cpu"]
-        assert model.main([*one, *more]) == 0
-        commands[case] = [*two, *more]
-    out = two_processes("-c", RUNS, json.dumps([*commands.values()]))
+        script, *words = f"{flags} --device cpu --run".split()
+        main = dict(model=model, sae=sae)[script].main
+        assert main([*words, str(runs[case][0])]) == 0
+        commands.append([script, *words, str(runs[case][1])])
+    (folder / "runs.py").write_text(RUNS)
+    out = two_processes(folder / "runs.py", json.dumps(commands), torchrun=True)
     printed = re.split("(?<=done in )", out)
     return {case: (*runs[case], said) for case, said in zip(CASES, printed)}
 
@@ -68,12 +71,9 @@ def test_model(trained, name):
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
 
 
-def test_sae(tmp_path, tiny_run):
+def test_sae(trained):
     """Each process reads its share of the noise that one reads, and starts where the first does."""
-    one, two = (copy_run(tiny_run, tmp_path / n, "embeddings*") for n in ("one", "two"))
-    flags = f"{SMALL['sae']} --steps 60 --dead-after 0.3 --batch 15 --device cpu".split()
-    assert sae.main(["--run", str(one), *flags]) == 0
-    two_processes("sae.py", "--run", two, *flags, torchrun=True)
+    one, two, _ = trained["sae"]
     compare(one, two, "sae.safetensors")
     compare(one, two, "intents.safetensors")
     log = (two / "sae_log.csv").read_text().splitlines()
