@@ -8,7 +8,7 @@ import torch
 
 import embed
 from conftest import two_processes
-from saerec import load_artifact, load_dataset
+from saerec import load_artifact
 from sources import bert
 from test_embed import CONFIG, VOCAB, needs_weights, refusal, token_vectors, write_weights
 
