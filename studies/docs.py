@@ -147,13 +147,13 @@ TUNED = {  # a row, and what is said of how it was tuned
         "Item kNN's decay and its weight beside a model are chosen on validation, for each seed. "
     ),
     "k-means": (
-        "The weight of the match was chosen on validation for the SAE's codes and is the same for "
-        "all others, which may suit them less: so mind the rows without the match. K-means gives a "
-        "text one code, the SAE K. "
+        "The weight of the match, .5, was chosen on validation for the SAE's codes, of an earlier "
+        "library, and is that of all rows of which nothing else is said, which it may suit less: so "
+        "mind the rows without the match. K-means gives a text one code, the SAE K. "
     ),
     "k-means with K codes": (
-        "But k-means has the best weights of a grid on scientific's validation with seed 0, here: "
-        ".12 in place of .5, with one code and with the K nearest centroids. "
+        "Here k-means has a weight of .12, the best of a grid on scientific's validation with seed "
+        "0, with one code and with the K nearest centroids. "
     ),
     "dense autoencoder": (
         "The dense autoencoder is a single one, of 20 passes without noise, and all its latents "
@@ -1097,7 +1097,7 @@ def results_document(folder, ablations):
     """docs/results.md -> str. Raises UserError."""
     protocol = [
         f"Protocol, the same for all: {ablations[0]['protocol']}.",
-        "A model's test items are ranked once per seed. All rows of a table have the same data and "
+        "A run's test items are ranked once per seed. All rows of a table have the same data and "
         "seeds. The test makes 10,000 permutations, so among n comparisons no p can be under n / "
         "10,001. Holm's correction is over the comparisons of one section: where two sections have "
         "the same pair, as they do on scientific, p is smaller in the one that compares less.",
