@@ -148,8 +148,8 @@ TUNED = {  # a row, and what is said of how it was tuned
     ),
     "k-means": (
         "The weight of the match, .5, was chosen on validation for the SAE's codes, of an earlier "
-        "library, and is that of all rows of which nothing else is said, which it may suit less: so "
-        "mind the rows without the match. K-means gives a text one code, the SAE K. "
+        "library, and is that of all rows of which nothing else is said, which it may suit less: "
+        "so mind the rows without the match. K-means gives a text one code, the SAE K. "
     ),
     "k-means with K codes": (
         "Here k-means has a weight of .12, the best of a grid on scientific's validation with seed "
