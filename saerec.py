@@ -326,7 +326,8 @@ def save_artifact(path, tensors, settings, dataset_hash, made_from=(), **more):
 def write_artifact(path, tensors, meta):
     """Write tensors with a dict of metadata, as one JSON string since keys have no fixed order."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = safetensors.torch.save(tensors, {"saerec": json.dumps(meta, sort_keys=True)})
+    said = json.dumps(meta, sort_keys=True)
+    content = safetensors.torch.save(tensors, {"saerec": said})
     write_atomically(path, lambda to: to.write_bytes(content))
 
 
