@@ -627,7 +627,7 @@ def train_model(model, data, loss=catalogue_loss):
     torch.manual_seed(generator(s.seed, f"dropout {process_of()[0]}").initial_seed())
     best = dict(epoch=0, ndcg=-1.0)
     log = []
-    progress = Progress(s.epochs, "epoch", stops_early=True)
+    progress = Progress(s.epochs, f"{type(model).__name__} epoch", stops_early=True)
     for epoch in range(1, s.epochs + 1):
         started = time.perf_counter()
         model.train()
@@ -651,7 +651,7 @@ def train_model(model, data, loss=catalogue_loss):
         progress.show(epoch, f"loss {mean_loss:.3f}  {said}  {seconds:.1f} s", keep=True)
         if epoch - best["epoch"] >= s.patience:
             break
-    print(f"best epoch {best['epoch']}, chosen on validation: NDCG@10 {best['ndcg']:.4f}")
+    print(f"best {progress.label} {best['epoch']}, chosen on validation: NDCG@10 {best['ndcg']:.4f}")
     model.load_state_dict(best["parameters"])
     return model.eval(), log
 

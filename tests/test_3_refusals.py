@@ -413,7 +413,7 @@ def test_interrupt_leaves_what_was_finished(tmp_path, tiny_run):
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     job = subprocess.Popen(command, preexec_fn=heed, **pipes)
     for line in job.stdout:
-        if line.startswith("epoch"):
+        if line.startswith("Grounded epoch"):
             break
     time.sleep(0.2)
     job.send_signal(signal.SIGINT)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "OMP_"))
+}
 # Stands for every stage: writes what it is asked for, with the words of its command, and says so
 STAGE = """#!/bin/sh
 words="$*"; script=$1; shift
@@ -66,6 +68,39 @@ def test_every_stage_is_made_once(project):
     assert project("DATA=data/shopA/") == []
     assert len(project("DATA=data/shopA", "SEED=1")) == 7
     assert (project.folder / "runs" / "shopA-seed1" / "report.html").is_file()
+
+
+def test_two_stages_at_a_time_share_the_cores(project, monkeypatch):
+    """SASRec needs no intents: it is trained beside the SAE. What the user sets stays."""
+    meet = """
+case "$words" in *sasrec*) me=a; other=b;; sae.py*) me=b; other=a;; *) me=;; esac
+if [ "$me" ]; then
+  touch $run/$me; n=0
+  while [ ! -e $run/$other ] && [ $n -lt 100 ]; do sleep .1; n=$((n + 1)); done
+  [ $n -lt 100 ] && echo "MADE $me beside $other with $OMP_NUM_THREADS threads"
+  sleep .2; rm $run/$me
+fi
+"""
+    python = project.folder / ".venv" / "bin" / "python"
+    python.write_text(STAGE.replace("mkdir -p $run;", f"mkdir -p $run\n{meet}\n"))
+    cores = project.folder / "nproc"
+    cores.write_text("#!/bin/sh\necho 16\n")
+    cores.chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{project.folder}:{ENVIRONMENT['PATH']}")
+    met = {f"{a} beside {b} with 8 threads" for a, b in ("ab", "ba")}
+    assert met < set(project("DATA=data/shopA"))
+    monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "3")
+    assert {line.replace("8", "3") for line in met} < set(project("DATA=data/shopB"))
+
+
+@pytest.mark.parametrize("cores, jobs, threads", [(1, 2, 1), (3, 2, 1), (5, 2, 2), (8, 1, 8)])
+def test_every_stage_has_a_core(project, monkeypatch, cores, jobs, threads):
+    (project.folder / "nproc").write_text(f"#!/bin/sh\necho {cores}\n")
+    (project.folder / "nproc").chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{project.folder}:{ENVIRONMENT['PATH']}")
+    python = project.folder / ".venv" / "bin" / "python"
+    python.write_text(STAGE.replace("MADE $run/$file", "MADE $OMP_NUM_THREADS"))
+    assert project("DATA=data/shopA", f"JOBS={jobs}") == [str(threads)] * len(NAMES)
 
 
 def test_changed_flags_make_again_what_depends_on_them(project):
