@@ -7,7 +7,8 @@ Libraries of seeds 0, 1, 2, trained in several ways on the run's embeddings, one
     k-means rows     starts at centroids of its own, lr 3e-4, 100 passes
     + noise          and reads x with noise
     + average        and is the average of four: the default
-and the default with less noise, another learning rate, or twice the steps. FVU and the names'
+and the default with less noise, another learning rate, twice the steps, weights of the encoder that
+decay, or fewer active latents. FVU and the names'
 AUROCs are on held-out texts; agreement is that of the kept intents of each pair of seeds, beside
 random directions.
 """
@@ -37,6 +38,14 @@ class RandomStart(SAE):
         """Nothing."""
 
 
+class Decaying(SAE):
+    """Pulls the encoder's rows towards nothing."""
+
+    def loss(self, x, codes, dead, texts, settings):
+        loss, reconstruction = super().loss(x, codes, dead, texts, settings)
+        return loss + 0.1 * self.W_enc.square().sum(1).mean(), reconstruction
+
+
 ALONE = dict(members=1, noise=0.0)
 WAYS = {  # the SAE, how many times the default's steps, other settings
     "random rows": (RandomStart, 0.5, ALONE | dict(lr=1e-3)),
@@ -48,6 +57,9 @@ WAYS = {  # the SAE, how many times the default's steps, other settings
     "default, lr 0.001": (SAE, 1, dict(lr=1e-3)),
     "default, lr 0.0001": (SAE, 1, dict(lr=1e-4)),
     "default, twice the steps": (SAE, 2, {}),
+    "default, encoder L2 0.1": (Decaying, 1, {}),
+    "default, K 6": (SAE, 1, dict(active=6)),
+    "default, K 4": (SAE, 1, dict(active=4)),
 }
 
 

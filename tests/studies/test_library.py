@@ -32,6 +32,17 @@ def test_random_start_keeps_its_rows():
     assert torch.equal(net.W_enc, before)
 
 
+def test_decay_pulls_every_row_of_the_encoder():
+    """d/dW of .1 mean_j |W_j|^2 is .2 W / M, for latents that don't fire too."""
+    grads = []
+    for Model in (sae.SAE, library.Decaying):
+        net = Model(8, 2, 6)
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+        net.loss(x, net.encode(x), torch.zeros(0).long(), 5, sae.SaeSettings(auxk=0))[0].backward()
+        grads.append(net.W_enc.grad)
+    torch.testing.assert_close(grads[1] - grads[0], 0.2 * net.W_enc.detach() / 8)
+
+
 @pytest.mark.parametrize("count", [3, 1000])
 def test_intents_are_drawn_once_each(tmp_path, tiny_run, count):
     run = copy_run(tiny_run, tmp_path / "run")
