@@ -410,39 +410,39 @@ MODELS = {"sasrec": SASRec, "saerec": SAERec, "grounded": Grounded}
 class CrossEntropy(torch.autograd.Function):
     """Weighted sum over p of log sum_v exp(s_pv) - s_(p, target_p), s_pv = <u_p, Y_v> + extra_pv.
 
-    The P x V scores never exist at once: a chunk of positions is scored, reduced to its part of
-    the loss and of both gradients on the way forward, and forgotten. A chunk fits the cache of a
-    CPU; a GPU wants few, large kernels.
+    The V x P scores never exist at once: those of a chunk of positions are computed, reduced to its
+    part of the loss and of both gradients on the way forward, and forgotten. A chunk fits the cache
+    of a CPU; a GPU wants few, large kernels.
     """
 
     @staticmethod
     def forward(ctx, u, table, target, weight, extra=None, cells=None):
         """u [P, D], table [V, D], target int64 [P] in 0..V-1, weight [P] -> scalar.
 
-        extra: a function of a slice of positions -> constants [rows, V]; cells: scores at a time.
+        extra: a function of a slice of positions -> constants [V, rows]; cells: scores at a time.
         """
         cells = cells or (CHUNK if u.device.type == "cpu" else 64 * CHUNK)
-        rows = max(min(cells // len(table), len(u)), 1)
+        rows = 32 * max(cells // len(table) // 32, 1)  # a multiple: a CPU computes many at once
         loss = u.new_zeros(())
         du = torch.empty_like(u)
         dtable = torch.zeros_like(table)
-        # Used again by every chunk: fresh memory costs as much as the arithmetic
-        scores_room, share_room = u.new_empty(2, rows, len(table))
         for begin in range(0, len(u), rows):
             at = slice(begin, begin + rows)
-            own = target[at, None]  # (rows, 1)
-            scores = scores_room[: len(own)]  # (rows, V)
-            torch.mm(u[at], table.T, out=scores)
+            scores = table @ u[at].T  # (V, rows)
             if extra is not None:
                 scores += extra(at)
-            share = torch.softmax(scores, 1, out=share_room[: len(own)])  # (rows, V)
-            # The largest share is exp(max s - log_sum)
-            log_sum = scores.amax(1) - share.amax(1).log()  # (rows,)
-            loss += weight[at] @ (log_sum - scores.gather(1, own)[:, 0])
-            slope = share.scatter_(1, own, share.gather(1, own) - 1)  # d loss / d score, in place
-            torch.mm(slope, table, out=du[at])
-            dtable.addmm_(slope.T, u[at] * weight[at, None])
-        ctx.save_for_backward(du * weight[:, None], dtable)
+            own = scores.gather(0, target[None, at])[0]  # (rows,)
+            highest = scores.amax(0)  # (rows,)
+            shares = scores.sub_(highest).exp_()  # (V, rows), of softmax, but for their total
+            total = shares.sum(0)  # (rows,)
+            loss += weight[at] @ (highest + total.log() - own)
+            # Divided by the total are the narrow factors, not all shares
+            du[at] = shares.T @ table / total[:, None]
+            dtable.addmm_(shares, u[at] * (weight[at] / total)[:, None])
+        # The slope of a score is its share, less 1 where it is the target's
+        du = (du - table[target]) * weight[:, None]
+        dtable.index_add_(0, target, u * weight[:, None], alpha=-1)
+        ctx.save_for_backward(du, dtable)
         return loss
 
     @staticmethod
@@ -477,7 +477,7 @@ def full_softmax(model, state, table, batch):
     if state.r is not None:
 
         def match(at):
-            return model.match(state.r[at])[:, 1:]  # (rows, V)
+            return model.match(state.r[at]).T[1:]  # (V, rows)
 
     return CrossEntropy.apply(state.u, table[1:], batch.target - 1, batch.weight, match)
 
@@ -651,7 +651,7 @@ def train_model(model, data, loss=catalogue_loss):
         progress.show(epoch, f"loss {mean_loss:.3f}  {said}  {seconds:.1f} s", keep=True)
         if epoch - best["epoch"] >= s.patience:
             break
-    print(f"best {progress.label} {best['epoch']}, chosen on validation: NDCG@10 {best['ndcg']:.4f}")
+    print(f"best {progress.label} {best['epoch']}, by validation NDCG@10 {best['ndcg']:.4f}")
     model.load_state_dict(best["parameters"])
     return model.eval(), log
 

@@ -346,13 +346,13 @@ def test_grounded_scores_by_dense_products():
 @pytest.mark.parametrize("cells", [1, 100, 10**6])
 @pytest.mark.parametrize("with_extra", [False, True])
 def test_fused_cross_entropy_is_torchs_own(cells, with_extra):
-    u = torch.randn(23, 8, requires_grad=True)
+    u = torch.randn(70, 8, requires_grad=True)  # in chunks of 32, 32 and 6, or all at once
     table = torch.randn(V, 8, requires_grad=True)
-    target = torch.randint(0, V, (23,))
-    weight = torch.rand(23)
-    constants = torch.randn(23, V) * with_extra
-    extra = constants.__getitem__ if with_extra else None
-    expected = weight @ F.cross_entropy(u @ table.T + constants, target, reduction="none")
+    target = torch.randint(0, V, (70,))
+    weight = torch.rand(70)
+    constants = torch.randn(V, 70) * with_extra
+    extra = (lambda at: constants[:, at]) if with_extra else None
+    expected = weight @ F.cross_entropy(u @ table.T + constants.T, target, reduction="none")
     loss = model.CrossEntropy.apply(u, table, target, weight, extra, cells)
     torch.testing.assert_close(loss, expected)
     got = torch.autograd.grad(3 * loss, (u, table))

@@ -68,7 +68,7 @@ def test_all_models_stand_beside_the_loop(tiny_run, small):
 def test_all_products_of_the_loss_are_counted(matched):
     """Scores, and the gradients of both sides: three products of P x V x D."""
     u, table, target = torch.randn(7, 4), torch.randn(11, 4), torch.randint(0, 11, (7,))
-    extra = (lambda at: torch.zeros(7, 11)[at]) if matched else None
+    extra = (lambda at: torch.zeros(11, 7)[:, at]) if matched else None
 
     def loss():
         model.CrossEntropy.apply(u, table, target, torch.ones(7), extra, 33)
