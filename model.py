@@ -374,7 +374,8 @@ class Grounded(SASRec):
 
     def scores(self, state, table):
         """Equation (12)."""
-        return super().scores(state, table) + self.match(state.r)
+        # Adding the match as it lies would take longer than to lay it as the scores are
+        return super().scores(state, table) + self.match(state.r).contiguous()
 
     def reasons(self, state, item):
         """The id's part <u, e_v>, and a term code_vj (<u, p_j> + m r_j) per intent -> Reasons."""
