@@ -54,9 +54,11 @@ remember = @echo "$(SAID_$(1))" > $(RUN)/.$(1)
 
 CORES   = $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 THREADS = $(or $(OMP_NUM_THREADS),$(shell echo $$(($(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1))))
+# Else the progress of one stage would overwrite that of another
+PLAIN   = $(if $(filter-out 1,$(JOBS)),TERM=dumb)
 
 all:  ## run: every stage from nothing to metrics.json and report.html
-	@OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j$(JOBS) stages
+	@OMP_NUM_THREADS=$(THREADS) $(PLAIN) $(MAKE) --no-print-directory -j$(JOBS) stages
 
 stages: $(RUN)/metrics.json $(if $(wildcard tools/report.py),$(RUN)/report.html)
 

@@ -206,7 +206,7 @@ class Progress:
         self.label = label
         self.bound = "at most " if stops_early else ""
         self.start = self.shown = time.perf_counter()
-        self.live = sys.stdout.isatty()
+        self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
     def show(self, done, info="", keep=False):
         """Report `done` of `total` units; keep=True prints a lasting line whatever the time."""

@@ -892,7 +892,9 @@ def library_section(folder):
         "half of the other SAEs find. Agreement: best cosine of each kept intent among those of "
         "another seed, share above .7; one to one; floor: the best cosine among random directions. "
         "A single SAE has no others, so none is left out for them: part of what the average gains "
-        "is that latents which do not come back are left out."
+        "is that latents which do not come back are left out. With fewer active latents K only a "
+        "text's strongest codes count, which raises words and meaning whatever the names: these "
+        "are no truer (docs/method.md)."
     )
     blocks = ["## How the library is trained", paragraph(said)]
     header = [

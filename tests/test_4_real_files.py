@@ -355,6 +355,14 @@ def test_the_time_left_is_what_the_work_done_took(monkeypatch, capsys, done, sto
     assert f"epoch {said}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind, live", [("xterm", True), ("dumb", False)])
+def test_a_line_updates_itself_where_the_terminal_can(monkeypatch, capsys, kind, live):
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setattr(saerec.sys.stdout, "isatty", lambda: True, raising=False)
+    saerec.Progress(4, "epoch").show(1, keep=True)
+    assert capsys.readouterr().out.startswith("\r\033[K" if live else "epoch 1/4")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 def test_who_may_read_a_file_may_read_an_artifact(tmp_path):
     """A class reads the run of its teacher."""

@@ -95,12 +95,15 @@ fi
 
 @pytest.mark.parametrize("cores, jobs, threads", [(1, 2, 1), (3, 2, 1), (5, 2, 2), (8, 1, 8)])
 def test_every_stage_has_a_core(project, monkeypatch, cores, jobs, threads):
+    """And a live line of progress only where it is alone."""
     (project.folder / "nproc").write_text(f"#!/bin/sh\necho {cores}\n")
     (project.folder / "nproc").chmod(0o755)
     monkeypatch.setitem(ENVIRONMENT, "PATH", f"{project.folder}:{ENVIRONMENT['PATH']}")
+    monkeypatch.setitem(ENVIRONMENT, "TERM", "xterm")
     python = project.folder / ".venv" / "bin" / "python"
-    python.write_text(STAGE.replace("MADE $run/$file", "MADE $OMP_NUM_THREADS"))
-    assert project("DATA=data/shopA", f"JOBS={jobs}") == [str(threads)] * len(NAMES)
+    python.write_text(STAGE.replace("MADE $run/$file", "MADE $OMP_NUM_THREADS $TERM"))
+    said = f"{threads} {'xterm' if jobs == 1 else 'dumb'}"
+    assert project("DATA=data/shopA", f"JOBS={jobs}") == [said] * len(NAMES)
 
 
 def test_changed_flags_make_again_what_depends_on_them(project):
