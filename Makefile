@@ -16,8 +16,8 @@ MODEL_FLAGS    ?=
 SASREC_FLAGS   ?=
 SAEREC_FLAGS   ?=
 GROUNDED_FLAGS ?=
-# Stages at a time, among which the cores are shared: two trainings side by side take far less time
-# than one after the other with twice the threads
+# Stages at a time (set this, not -j): two trainings side by side take far less time than one after
+# the other with twice the threads
 JOBS ?= 2
 
 # What make or the shell would read as something else in a path
@@ -25,6 +25,7 @@ ODD := [ ] & ; ' " : % * ? ( ) < > | \ ` $$ \#
 REFUSED := $(filter-out 2,$(words $(DATA) $(RUN))) $(foreach c,$(ODD),$(findstring $c,$(DATA)$(RUN))) $(filter %/,$(DATA))
 $(if $(strip $(REFUSED)),$(error make takes no spaces, no // and none of $(ODD) in paths, DATA is "$(DATA)", RUN is \
   "$(RUN)": rename the folder, link to it by another name (ln -s), or call the scripts yourself))
+$(if $(filter 1 2 3,$(JOBS)),,$(error JOBS is "$(JOBS)": make it 1, 2 or 3, for no more stages can run side by side))
 
 PY      := .venv/bin/python
 COMMON   = --run $(RUN) --seed $(SEED) --device $(DEVICE)
@@ -49,16 +50,18 @@ SAID_grounded = model.py $(COMMON) --model grounded $(MODEL_FLAGS) $(GROUNDED_FL
 changed  = $(shell echo "$(SAID_$(1))" | cmp -s - $(RUN)/.$(1) || echo FORCE)
 remember = @echo "$(SAID_$(1))" > $(RUN)/.$(1)
 
-.PHONY: all stages planted test test-core test-half test-rest test-browser ablate interpret steer speed docs report clean help FORCE
+.PHONY: all vectors stages planted test test-core test-half test-rest test-browser ablate interpret steer speed docs report clean help FORCE
 .DELETE_ON_ERROR:
 
-CORES   = $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-THREADS = $(or $(OMP_NUM_THREADS),$(shell echo $$(($(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1))))
-# Else the progress of one stage would overwrite that of another
-PLAIN   = $(if $(filter-out 1,$(JOBS)),TERM=dumb)
+# Each of several stages has its share of the threads, and no live line that another would overwrite
+SHARE    = max(torch.get_num_threads() // $(JOBS), 1)
+SHARED   = OMP_NUM_THREADS="$(or $(OMP_NUM_THREADS),$(shell $(PY) -c "import torch; print($(SHARE))"))" TERM=dumb
 
-all:  ## run: every stage from nothing to metrics.json and report.html
-	@OMP_NUM_THREADS=$(THREADS) $(PLAIN) $(MAKE) --no-print-directory -j$(JOBS) stages
+all: .venv/ready  ## run: every stage from nothing to metrics.json and report.html
+	@$(MAKE) --no-print-directory vectors
+	@$(if $(filter-out 1,$(JOBS)),$(SHARED)) $(MAKE) --no-print-directory -j$(JOBS) stages
+
+vectors: $(RUN)/embeddings.safetensors
 
 stages: $(RUN)/metrics.json $(if $(wildcard tools/report.py),$(RUN)/report.html)
 

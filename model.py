@@ -420,7 +420,8 @@ class CrossEntropy(torch.autograd.Function):
     def forward(ctx, u, table, target, weight, extra=None, cells=None):
         """u [P, D], table [V, D], target int64 [P] in 0..V-1, weight [P] -> scalar.
 
-        extra: a function of a slice of positions -> constants [V, rows]; cells: scores at a time.
+        extra: a function of a slice of positions -> constants [V, rows]; cells: scores at a time,
+        but of 32 positions at least.
         """
         cells = cells or (CHUNK if u.device.type == "cpu" else 64 * CHUNK)
         rows = 32 * max(cells // len(table) // 32, 1)  # a multiple: a CPU computes many at once
@@ -437,13 +438,11 @@ class CrossEntropy(torch.autograd.Function):
             shares = scores.sub_(highest).exp_()  # (V, rows), of softmax, but for their total
             total = shares.sum(0)  # (rows,)
             loss += weight[at] @ (highest + total.log() - own)
-            # Divided by the total are the narrow factors, not all shares
-            du[at] = shares.T @ table / total[:, None]
-            dtable.addmm_(shares, u[at] * (weight[at] / total)[:, None])
-        # The slope of a score is its share, less 1 where it is the target's
-        du = (du - table[target]) * weight[:, None]
-        dtable.index_add_(0, target, u * weight[:, None], alpha=-1)
-        ctx.save_for_backward(du, dtable)
+            # d loss / d score is share - 1 for the target: what is divided are the narrow factors
+            slope = shares.scatter_add_(0, target[None, at], -total[None])  # (V, rows), times total
+            du[at] = slope.T @ table / total[:, None]
+            dtable.addmm_(slope, u[at] * (weight[at] / total)[:, None])
+        ctx.save_for_backward(du * weight[:, None], dtable)
         return loss
 
     @staticmethod

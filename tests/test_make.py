@@ -10,11 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
-    name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "OMP_"))
+    name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "OMP_", "JOBS"))
 }
 # Stands for every stage: writes what it is asked for, with the words of its command, and says so
 STAGE = """#!/bin/sh
 words="$*"; script=$1; shift
+[ "$script" = -c ] && echo "$1" | grep -q torch.get_num_threads && { echo $THREADS; exit; }
 case "$*" in *"--model "*) model=$(echo "$*" | sed -E 's/.*--model ([a-z]+).*/\\1/');; esac
 while [ $# -gt 0 ]; do case $1 in --run) run=$2;; esac; shift; done
 case $script in
@@ -70,7 +71,7 @@ def test_every_stage_is_made_once(project):
     assert (project.folder / "runs" / "shopA-seed1" / "report.html").is_file()
 
 
-def test_two_stages_at_a_time_share_the_cores(project, monkeypatch):
+def test_two_stages_at_a_time_share_the_threads(project, monkeypatch):
     """SASRec needs no intents: it is trained beside the SAE. What the user sets stays."""
     meet = """
 case "$words" in *sasrec*) me=a; other=b;; sae.py*) me=b; other=a;; *) me=;; esac
@@ -78,32 +79,39 @@ if [ "$me" ]; then
   touch $run/$me; n=0
   while [ ! -e $run/$other ] && [ $n -lt 100 ]; do sleep .1; n=$((n + 1)); done
   [ $n -lt 100 ] && echo "MADE $me beside $other with $OMP_NUM_THREADS threads"
-  sleep .2; rm $run/$me
 fi
 """
     python = project.folder / ".venv" / "bin" / "python"
     python.write_text(STAGE.replace("mkdir -p $run;", f"mkdir -p $run\n{meet}\n"))
-    cores = project.folder / "nproc"
-    cores.write_text("#!/bin/sh\necho 16\n")
-    cores.chmod(0o755)
-    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{project.folder}:{ENVIRONMENT['PATH']}")
+    monkeypatch.setitem(ENVIRONMENT, "THREADS", "8")
     met = {f"{a} beside {b} with 8 threads" for a, b in ("ab", "ba")}
     assert met < set(project("DATA=data/shopA"))
-    monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "3")
-    assert {line.replace("8", "3") for line in met} < set(project("DATA=data/shopB"))
+    monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "3,2")
+    assert {line.replace("8", "3,2") for line in met} < set(project("DATA=data/shopB"))
 
 
-@pytest.mark.parametrize("cores, jobs, threads", [(1, 2, 1), (3, 2, 1), (5, 2, 2), (8, 1, 8)])
-def test_every_stage_has_a_core(project, monkeypatch, cores, jobs, threads):
-    """And a live line of progress only where it is alone."""
-    (project.folder / "nproc").write_text(f"#!/bin/sh\necho {cores}\n")
-    (project.folder / "nproc").chmod(0o755)
-    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{project.folder}:{ENVIRONMENT['PATH']}")
+@pytest.mark.parametrize("jobs, alone, beside", [(2, "unset xterm", "8 dumb"), (1,) + ("unset xterm",) * 2])
+def test_only_stages_side_by_side_share_threads_and_screen(project, monkeypatch, jobs, alone, beside):
+    """embed.py comes first, and has all."""
+    monkeypatch.setitem(ENVIRONMENT, "THREADS", "8")
     monkeypatch.setitem(ENVIRONMENT, "TERM", "xterm")
     python = project.folder / ".venv" / "bin" / "python"
-    python.write_text(STAGE.replace("MADE $run/$file", "MADE $OMP_NUM_THREADS $TERM"))
-    said = f"{threads} {'xterm' if jobs == 1 else 'dumb'}"
-    assert project("DATA=data/shopA", f"JOBS={jobs}") == [said] * len(NAMES)
+    python.write_text(STAGE.replace("MADE $run/$file", "MADE ${OMP_NUM_THREADS-unset} $TERM"))
+    assert project("DATA=data/shopA", f"JOBS={jobs}") == [alone] + [beside] * (len(NAMES) - 1)
+
+
+@pytest.mark.parametrize("jobs, threads, share", [(2, 1, 1), (2, 3, 1), (3, 16, 5)])
+def test_the_share_of_a_stage(jobs, threads, share):
+    said = re.search(r"^SHARE += (.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    said = said.replace("torch.get_num_threads()", str(threads)).replace("$(JOBS)", str(jobs))
+    assert eval(said) == share
+
+
+@pytest.mark.parametrize("jobs", ["0", "x", "", "4"])
+def test_jobs_that_cannot_be(project, jobs):
+    pipes = dict(cwd=project.folder, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(["make", "all", f"JOBS={jobs}"], **pipes)
+    assert done.returncode == 2 and "make it 1, 2 or 3" in done.stderr and not done.stdout
 
 
 def test_changed_flags_make_again_what_depends_on_them(project):
@@ -186,5 +194,5 @@ def test_another_encoder(project):
     for script in ("embed.py", "sources/bert.py"):
         (project.folder / script).write_text("# changed")
         os.utime(project.folder / script, (4e9, 4e9))  # later than all that was made
-        assert len(project(*flags)) == 7, script
+        assert len(set(project(*flags))) == 7, script
         os.utime(project.folder / script, (1e9, 1e9))

@@ -67,13 +67,13 @@ def test_all_models_stand_beside_the_loop(tiny_run, small):
 @pytest.mark.parametrize("matched", [False, True], ids=["alone", "with the match"])
 def test_all_products_of_the_loss_are_counted(matched):
     """Scores, and the gradients of both sides: three products of P x V x D."""
-    u, table, target = torch.randn(7, 4), torch.randn(11, 4), torch.randint(0, 11, (7,))
-    extra = (lambda at: torch.zeros(11, 7)[:, at]) if matched else None
+    u, table, target = torch.randn(70, 4), torch.randn(11, 4), torch.randint(0, 11, (70,))
+    extra = (lambda at: torch.zeros(11, 70)[:, at]) if matched else None
 
     def loss():
-        model.CrossEntropy.apply(u, table, target, torch.ones(7), extra, 33)
+        model.CrossEntropy.apply(u, table, target, torch.ones(70), extra, 33)  # in three chunks
 
-    assert speed.product_flops(loss) == 3 * 2 * 7 * 11 * 4
+    assert speed.product_flops(loss) == 3 * 2 * 70 * 11 * 4
 
 
 def test_the_authors_figure_stands_beside_their_data_alone(tiny_run, small, monkeypatch):
