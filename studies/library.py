@@ -8,9 +8,8 @@ Libraries of seeds 0, 1, 2, trained in several ways on the run's embeddings, one
     + noise          and reads x with noise
     + average        and is the average of four: the default
 and the default with less noise, another learning rate, twice the steps, weights of the encoder that
-decay, or fewer active latents. FVU and the names'
-AUROCs are on held-out texts; agreement is that of the kept intents of each pair of seeds, beside
-random directions.
+decay, or fewer active latents. FVU and the names' AUROCs are on held-out texts; agreement is that
+of the kept intents of each pair of seeds, beside random directions.
 """
 
 import dataclasses
