@@ -1136,9 +1136,9 @@ SPEED_NOTES = (
     "sentence-transformers==6.2.0` in one environment and `pip install torch==2.13.0 "
     "recbole==1.2.1 'numpy<2' 'pandas<2.3' 'scipy<1.12'` in another, whose Pythons `--peers` "
     "names.",
-    "Idle threads spin 1,000 times by default: idle that costs 7% (ml-100k) to 19% (the SAE) over "
-    "GNU OpenMP's own 300,000, and beside a busy process on one of two cores training takes 1.8 "
-    "to 2.3 times as long in place of 3.2 to 4.8. One thread (`OMP_NUM_THREADS=1`) does not feel "
+    "Idle threads spin 1,000 times by default: idle that costs 7% and 34% (ml-100k, two runs), 14% "
+    "(beauty), 19% and 21% (the SAE) over GNU OpenMP's own 300,000, and beside a busy process on "
+    "one of two cores training takes 1.8 to 2.3 times as long in place of 3.2 to 4.8. One thread (`OMP_NUM_THREADS=1`) does not feel "
     "a neighbour, and where the work is small it is then the fastest. So `make all` runs two "
     "stages at a time, each with half of the threads: on two cores, idle, all after embed.py took "
     "4 min 11 s in place of 7 min 18 s (commit 0bad533, ml-100k). Intel's OpenMP, loaded in "
