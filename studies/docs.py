@@ -1142,9 +1142,9 @@ SPEED_NOTES = (
     "(`OMP_NUM_THREADS=1`) does not feel a neighbour, and where the work is small it is then the "
     "fastest. So `make all` runs two stages at a time, each with half of the threads: on two "
     "cores, idle, all after embed.py took 4 min 11 s in place of 7 min 18 s (commit 0bad533, "
-    "ml-100k). Intel's OpenMP, loaded in place of GNU's, waits by KMP_BLOCKTIME: 1 ms did as well as its default of 200 (busy 2.5 to "
-    "2.8 times idle), 0 made idle 1.4 to 1.7 times as slow (commit 1ce5f9f, ml-100k), so it is "
-    "left alone.",
+    "ml-100k). Intel's OpenMP, loaded in place of GNU's, waits by KMP_BLOCKTIME: 1 ms did as well "
+    "as its default of 200 (busy 2.5 to 2.8 times idle), 0 made idle 1.4 to 1.7 times as slow "
+    "(commit 1ce5f9f, ml-100k), so it is left alone.",
     "The floor is the time of the matrix products alone, at the rate that products of the "
     "catalogue's own shape reach: their inner size is 64, the width, so they are slower than "
     "square ones.",
