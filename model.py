@@ -58,7 +58,7 @@ import torch.nn.functional as F
 from sae import load_intents
 
 PAPER = "SAERec's code"
-CHUNK = 2**20  # scores at a time, which fit the cache of a CPU
+CHUNK = 2**20  # scores at a time, of 32 positions at least, which fit the cache of a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,7 +409,7 @@ MODELS = {"sasrec": SASRec, "saerec": SAERec, "grounded": Grounded}
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Weighted sum over p of log sum_v exp(s_pv) - s_(p, target_p), s_pv = <u_p, Y_v> + extra_pv.
+    """Weighted sum over p of log sum_v exp(s_pv) - s_(p, target_p), s_pv = <u_p, Y_v> + match_pv.
 
     The V x P scores never exist at once: those of a chunk of positions are computed, reduced to its
     part of the loss and of both gradients on the way forward, and forgotten. A chunk fits the cache
@@ -417,13 +417,12 @@ class CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, u, table, target, weight, extra=None, cells=None):
+    def forward(ctx, u, table, target, weight, r=None, match=None):
         """u [P, D], table [V, D], target int64 [P] in 0..V-1, weight [P] -> scalar.
 
-        extra: a function of a slice of positions -> constants [V, rows]; cells: scores at a time,
-        but of 32 positions at least.
+        r [P, J] and match, a function of some rows of r -> constants [rows, V+1]: none or both.
         """
-        cells = cells or (CHUNK if u.device.type == "cpu" else 64 * CHUNK)
+        cells = CHUNK if u.device.type == "cpu" else 64 * CHUNK
         rows = 32 * max(cells // len(table) // 32, 1)  # a multiple: a CPU computes many at once
         loss = u.new_zeros(())
         du = torch.empty_like(u)
@@ -431,8 +430,8 @@ class CrossEntropy(torch.autograd.Function):
         for begin in range(0, len(u), rows):
             at = slice(begin, begin + rows)
             scores = table @ u[at].T  # (V, rows)
-            if extra is not None:
-                scores += extra(at)
+            if r is not None:
+                scores += match(r[at]).T[1:]
             own = scores.gather(0, target[None, at])[0]  # (rows,)
             highest = scores.amax(0)  # (rows,)
             shares = scores.sub_(highest).exp_()  # (V, rows), of softmax, but for their total
@@ -473,13 +472,8 @@ def read_histories(model, batch, vectors):
 
 def full_softmax(model, state, table, batch):
     """Equation (4) over all real items, of a State and the table [V+1, D] -> scalar."""
-    match = None
-    if state.r is not None:
-
-        def match(at):
-            return model.match(state.r[at]).T[1:]  # (V, rows)
-
-    return CrossEntropy.apply(state.u, table[1:], batch.target - 1, batch.weight, match)
+    match = None if state.r is None else model.match
+    return CrossEntropy.apply(state.u, table[1:], batch.target - 1, batch.weight, state.r, match)
 
 
 def catalogue_loss(model, batch):

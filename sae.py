@@ -291,13 +291,11 @@ def held_out_texts(texts, share):
 
 
 def text_batches(texts, settings, random):
-    """Yield the texts of each step, int64 [batch], drawn from `texts` of them, pass after pass."""
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(settings.steps):
-        if len(order) < settings.batch:
-            order = torch.cat([order, torch.randperm(texts, generator=random)])
-        yield order[: settings.batch]
-        order = order[settings.batch :]
+    """Which of so many texts each step reads, pass after pass -> int64 [batch] for each."""
+    batch = min(settings.batch, texts)
+    passes = settings.steps * batch // texts + 1
+    order = torch.cat([torch.randperm(texts, generator=random) for _ in range(passes)])
+    return order.split(batch)[: settings.steps]
 
 
 def train_step(sae, optimizer, x, noise, dead, texts, settings):
@@ -325,6 +323,7 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
     """
     s = settings
     process, processes = process_of()
+    mine = slice(process, None, processes)  # of each batch
     device = sae.mean.device
     optimizer = torch.optim.Adam(sae.parameters(), lr=s.lr, fused=True)
     random = generator(s.seed, f"sae noise {member}")
@@ -339,7 +338,6 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
             dead = sae.dead(seen, patience).nonzero()[:, 0]
         optimizer.param_groups[0]["lr"] = s.lr * min(1.0, 5 * (1 - (step - 1) / s.steps))
         noise = torch.randn(len(chosen), E, generator=random) * s.noise / E**0.5
-        mine = slice(process, None, processes)
         x = sae.standardize(embeddings[train[chosen[mine]]].to(device))
         batch = x, noise[mine].to(device), dead, len(chosen)
         loss, reconstruction, fired = train_step(sae, optimizer, *batch, s)
@@ -525,9 +523,8 @@ def mutual_information(both, term, active, total):
     joint = np.stack([both, term - both, active - both, total - term - active + both])
     has_term = np.stack([term, term, total - term, total - term])
     has_intent = np.array([active, total - active, active, total - active])[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        parts = joint / total * np.log(joint * total / (has_term * has_intent))
-    return np.where(joint > 0, parts, 0.0).sum(0)
+    ratio = np.where(joint > 0, joint * total / (has_term * has_intent), 1.0)
+    return (joint / total * np.log(ratio)).sum(0)
 
 
 def find_keywords(names, both, frequency, active, total, count):
@@ -657,22 +654,19 @@ def build_library(vectors, codes, support, corpus, settings):
     -> (tensors of intents.safetensors, rows of intents.jsonl). Raises UserError if no latent is an
     intent.
     """
-    M = len(vectors)
-    fires = codes.values > 0  # (N, K)
-    by_text = SparseRows(cell_bounds(fires.sum(1)), codes.latents[fires], codes.values[fires], M)
-    by_latent = by_text.transposed  # (M, N)
+    every = torch.arange(len(vectors))
+    texts = torch.arange(len(codes.values))  # as if each were about an item of its own
+    by_latent = item_codes(codes, texts, len(texts) - 1, every).transposed  # (M, N)
     text_item = torch.from_numpy(corpus.data.text_item).long()
-    items = [len(text_item[by_latent.row(latent)[0]].unique()) for latent in range(M)]
-    few_enough = by_latent.indptr.diff() <= settings.max_density * len(fires)
-    kept = few_enough & (torch.tensor(items) >= settings.min_items)
+    items = item_codes(codes, text_item, len(corpus.data.items) - 1, every).transposed  # (M, V+1)
+    kept = by_latent.indptr.diff() <= settings.max_density * len(texts)
+    kept &= items.indptr.diff() >= settings.min_items
     kept &= 2 * support >= settings.members - 1
     kept = kept.nonzero()[:, 0]
     if not len(kept):
         problem = f"no latent that other SAEs find fires on {settings.min_items} items"
         raise UserError(f"{problem} and few enough texts: lower --min-items, or train longer")
-    number = torch.full((M,), -1)
-    number[kept] = torch.arange(len(kept))
-    item_code = item_codes(codes, text_item, len(corpus.data.items) - 1, number)
+    item_code = items.gather(kept).transposed  # (V+1, J)
     rows = describe_intents(kept, by_latent, item_code, corpus, settings)
     support = support[kept].int()
     rows = [row | dict(support=others) for row, others in zip(rows, support.tolist())]
@@ -738,8 +732,7 @@ def name_intents(latents, by_latent, corpus, count):
     for intent, (own, codes) in enumerate(fired):
         cells = terms.gather(own)
         both = cells.column_counts().numpy()
-        active = max(len(own), 1)  # it may fire on held-out texts alone
-        odds = find_keywords(names, both, frequency, active, total, count)
+        odds = find_keywords(names, both, frequency, len(own), total, count)
         share = weighted_share(cells, codes.square()).numpy()
         near = [known[row] for row in words[intent].tolist()]
         times = {term: share[number[term]] for term in [*near, *odds]}

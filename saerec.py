@@ -19,6 +19,7 @@ by other means, studies/ are experiments on the method, tools/ asks and shows a 
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import difflib
@@ -498,7 +499,7 @@ def read_sequences(path, digest):
         if user in sequences:
             raise UserError(f"{where}: user {user!r} has a line already: merge them")
         try:
-            for name in sorted(name for name in {user, *items} if name not in known):
+            for name in sorted({user, *items}.difference(known)):
                 check_id(name)  # in order, so that the same one is named every time
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
@@ -531,24 +532,23 @@ def keep_texts(path, digest, sequences, held_out, index):
     """Read texts.jsonl, less what the split forbids -> (texts, their items, titles, counts).
 
     sequences, held_out: {user: items}; index: {item: 1..V}; counts: {what: how many}. Raises
-    UserError, also where `check_reviews` does.
+    UserError, also if most reviews don't fit the sequences: leaks can't be found then.
     """
     texts = []
     text_item = []
-    named = {}
-    described = {}  # by the begin of a text, where there is no title
+    shown = {}  # the title of an item, or else the begin of its first text
+    counts = collections.Counter()
     near = {plain_id(name): name for name in sequences}
     strange = []  # reviews of what their users, who have a line, don't have
     strangers = []  # reviews by users without a line
-    reviews = empty = leaking = halves = 0
+    fitting = 0
     for line, item, given, user, title in read_texts(path, digest, index):
         text, title = (one.encode("utf-8", "ignore").decode() for one in (given, title))
-        halves += text != given
+        counts["text(s) freed of half a character (a lone surrogate)"] += text != given
         if title:
-            named[item] = title
+            shown[item] = title
         elif text.strip() and not user:
-            described.setdefault(item, " ".join(text.split())[:70])
-        reviews += bool(user)
+            shown.setdefault(item, " ".join(text.split())[:70])
         if user and user not in sequences:
             if plain_id(user) in near:
                 problem = f"{user!r} has no line in sequences.txt, {near[plain_id(user)]!r} has"
@@ -556,45 +556,31 @@ def keep_texts(path, digest, sequences, held_out, index):
             strangers.append(f"line {line}: {user!r}")
         elif user and item not in sequences[user]:
             strange.append(f"line {line}: {user!r} about {item!r}")
+        elif user:
+            fitting += 1
         if not text.strip():
-            empty += 1
+            counts["empty text(s) left out"] += 1
         elif item in held_out.get(user, ()):
-            leaking += 1
+            counts["text(s) written in held-out interactions left out"] += 1
         else:
             texts.append(text)
             text_item.append(index[item])
-    check_reviews(path, strange, strangers, reviews - len(strangers))
+    if len(strange) > fitting or (strangers and not fitting):
+        said = f"{fitting:,} of {fitting + len(strange) + len(strangers):,} reviews are of what"
+        problem = f"{said} their users had by sequences.txt ({[*strange, *strangers][0]}, ...)"
+        remedy = 'write the same ids in both, or leave "user" out where it is not the author'
+        raise UserError(f"{path}: only {problem}: {remedy}")
     if not texts:
         raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
-    titles = [named.get(item) or described.get(item) or f"item {item}" for item in index]
-    counts = {
-        "review(s) of what their user has not in sequences.txt kept": len(strange),
-        "review(s) by users without a line in sequences.txt kept": len(strangers),
-        "text(s) freed of half a character (a lone surrogate)": halves,
-        "empty text(s) left out": empty,
-        "text(s) written in held-out interactions left out": leaking,
-    }
-    return texts, text_item, ["", *titles], counts
+    counts["review(s) of what their user has not in sequences.txt kept"] = len(strange)
+    counts["review(s) by users without a line in sequences.txt kept"] = len(strangers)
+    titles = ["", *(shown.get(item, f"item {item}") for item in index)]
+    return texts, text_item, titles, counts
 
 
 def plain_id(name):
     """An id less what programs change of it: case, outer space, leading zeros, .0 at the end."""
     return name.strip().casefold().removesuffix(".0").lstrip("0")
-
-
-def check_reviews(path, strange, strangers, own):
-    """Refuse texts.jsonl if its reviews don't fit sequences.txt: leaks can't be found then.
-
-    strange: where reviews of what their users don't have are; strangers: where reviews by users
-    without a line are; own: how many reviews the others wrote. Raises UserError.
-    """
-    remedy = 'write the same ids in both, or leave "user" out where it is not the author'
-    if 2 * len(strange) > own:
-        problem = f"{len(strange):,} of {own:,} reviews are not of what sequences.txt says"
-        raise UserError(f"{path}: {problem} that their users had ({strange[0]}, ...): {remedy}")
-    if strangers and not own:
-        problem = f"no review is by a user of sequences.txt ({strangers[0]}, ...)"
-        raise UserError(f"{path}: {problem}: {remedy}")
 
 
 def load_dataset(folder):
@@ -622,11 +608,9 @@ def load_dataset(folder):
     path = dataset_file(folder, "texts.jsonl")
     texts, text_item, titles, counts = keep_texts(path, digest, sequences, held_out, index)
     again = sum(sequences[user][-1] in sequences[user][:-1] for user in kept)
-    counts |= {
-        "user(s) with fewer than 3 items left out": len(sequences) - len(kept),
-        "item(s) without text kept, with no intents": len(items) - 1 - len(set(text_item)),
-        "user(s) had their last item before, a miss for every model": again,
-    }
+    counts["user(s) with fewer than 3 items left out"] = len(sequences) - len(kept)
+    counts["item(s) without text kept, with no intents"] = len(items) - 1 - len(set(text_item))
+    counts["user(s) had their last item before, a miss for every model"] = again
     notes = [f"{number:,} {what}" for what, number in counts.items() if number]
     told = folder / "ties.txt"  # what the maker of the folder knew of ties in time
     if told.is_file():

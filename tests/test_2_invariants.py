@@ -344,16 +344,19 @@ def test_grounded_scores_by_dense_products():
 
 
 @pytest.mark.parametrize("cells", [1, 2000, 10**6])
-@pytest.mark.parametrize("with_extra", [False, True])
-def test_fused_cross_entropy_is_torchs_own(cells, with_extra):
+@pytest.mark.parametrize("matched", [False, True])
+def test_fused_cross_entropy_is_torchs_own(cells, matched, monkeypatch):
+    monkeypatch.setattr(model, "CHUNK", cells)
     u = torch.randn(70, 8, requires_grad=True)  # in chunks of 32, of 64, or all at once
     table = torch.randn(V, 8, requires_grad=True)
     target = torch.randint(0, V, (70,))
     weight = torch.rand(70)
-    constants = torch.randn(V, 70) * with_extra
-    extra = (lambda at: constants[:, at]) if with_extra else None
-    expected = weight @ F.cross_entropy(u @ table.T + constants.T, target, reduction="none")
-    loss = model.CrossEntropy.apply(u, table, target, weight, extra, cells)
+    r = torch.randn(70, 5) * matched
+    to_items = torch.randn(5, V + 1)
+    more = (r, lambda rows: rows @ to_items) if matched else ()
+    scores = u @ table.T + (r @ to_items)[:, 1:]
+    expected = weight @ F.cross_entropy(scores, target, reduction="none")
+    loss = model.CrossEntropy.apply(u, table, target, weight, *more)
     torch.testing.assert_close(loss, expected)
     got = torch.autograd.grad(3 * loss, (u, table))
     wanted = torch.autograd.grad(3 * expected, (u, table))

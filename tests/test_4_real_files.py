@@ -68,7 +68,7 @@ def test_user_ids_written_otherwise_are_refused(tmp_path, fails):
     sequences = "".join(f"{user} a b c d\n" for user in range(1, 6))
     reviews = "".join(review("d", f"u{user}") for user in range(1, 6))
     folder = write_folder(tmp_path / "d", sequences, reviews)
-    fails(saerec.main, ["check", folder], "no review is by a user", "line 1: 'u1'", "same ids")
+    fails(saerec.main, ["check", folder], "only 0 of 5 reviews are of what", "line 1: 'u1'", "same ids")
 
 
 @pytest.mark.parametrize("other", ["7.0", "07", "ANN", " ann", "ann ", "Ann"])
@@ -100,7 +100,7 @@ def test_user_ids_renumbered_in_one_file_are_refused(tmp_path, fails):
     sequences = "".join(f"{user} {user}a {user}b {user}c\n" for user in range(5))
     reviews = "".join(review(f"{user}c", str((user + 1) % 5)) for user in range(5))
     folder = write_folder(tmp_path / "d", sequences, reviews)
-    fails(saerec.main, ["check", folder], "5 of 5 reviews", "'1' about '0c'", "same ids in both")
+    fails(saerec.main, ["check", folder], "only 0 of 5 reviews", "'1' about '0c'", "same ids in both")
 
 
 def test_item_ids_written_otherwise_are_shown_beside_each_other(tmp_path, fails):
