@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -384,41 +383,42 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
     assert "No space left on device" in error and "free" in error and not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_while_a_model_is_written(tmp_path, tiny_run):
-    """A limit on file sizes stands for the full disk: the old model stays, nothing half-written."""
+@pytest.fixture
+def full_disk():
+    """A limit on file sizes stands for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_while_a_model_is_written(tmp_path, tiny_run, fails, request):
+    """The old model stays, nothing is half-written."""
     run = copy_run(tiny_run, tmp_path / "run")
     before = contents(run)
-    command = [sys.executable, str(ROOT / "model.py"), "--run", str(run), "--epochs", "1"]
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 2 and done.stderr.strip().count("\n") == 0
-    assert "grounded.safetensors" in done.stderr and "free" in done.stderr
+    request.getfixturevalue("full_disk")
+    fails(model.main, ["--run", run, "--epochs", "1"], "grounded.safetensors", "free")
     after = contents(run)
     assert after.pop("grounded_log.csv") and before.pop("grounded_log.csv") and after == before
 
 
-def test_interrupt_leaves_what_was_finished(tmp_path, tiny_run):
-    """Ctrl-C during training: one sentence, status 2, and what was there is whole."""
+def test_interrupt_leaves_what_was_finished(tmp_path, tiny_run, fails, monkeypatch):
+    """Ctrl-C in the second epoch: one sentence, status 2, and what was there is whole."""
     run = copy_run(tiny_run, tmp_path / "run")
     before = contents(run)
-    flags = "--epochs 1000000 --patience 1000000 --device cpu"
-    command = [sys.executable, str(ROOT / "model.py"), "--run", str(run), *flags.split()]
+    show = saerec.Progress.show
 
-    def heed():  # a job in the background is born deaf to Ctrl-C
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def interrupted(self, done, *more, **options):
+        show(self, done, *more, **options)
+        if done > 1:
+            signal.raise_signal(signal.SIGINT)
 
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    job = subprocess.Popen(command, preexec_fn=heed, **pipes)
-    for line in job.stdout:
-        if line.startswith("Grounded epoch"):
-            break
-    time.sleep(0.2)
-    job.send_signal(signal.SIGINT)
-    _, error = job.communicate(timeout=60)
-    assert job.returncode == 2 and "interrupted" in error and "Traceback" not in error
+    monkeypatch.setattr(saerec.Progress, "show", interrupted)
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is deaf
+    try:
+        fails(model.main, ["--run", run, "--epochs", "3", "--device", "cpu"], "interrupted")
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     assert contents(run) == before
 
 

@@ -79,6 +79,7 @@ def test_the_lines_that_matter_of_the_class_exist():
 def test_the_makefile_calls_scripts_with_settings_that_they_have(monkeypatch):
     """Every target's commands, as make would run them, parse."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    environment["OMP_NUM_THREADS"] = "1"  # else make asks torch, which takes a while
     targets = ["all", "planted", "ablate", "interpret", "steer", "speed", "report", "docs"]
     command = ["make", "-n", "--always-make", *targets]
     out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout

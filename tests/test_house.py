@@ -106,8 +106,8 @@ def test_the_five_scripts_stand_alone(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "runs" / "tiny" / "metrics.json").is_file()
     assert not (copy / "runs" / "tiny" / "report.html").exists()
-    tests = ["tests/test_1_by_hand.py", "tests/test_2_invariants.py"]
-    quick = "by_hand or causality or padding or attention or held_out or auroc"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *tests, "-k", quick]
+    # All of them can be imported; those that train need no more of the project than these
+    quick = "by_hand or causality or padding or attention"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "tests", "-k", quick]
     done = subprocess.run(command, **pipes)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout

@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from studies import prepare
 
 
@@ -31,15 +33,29 @@ def test_table(monkeypatch, capsys):
     assert re.fullmatch(r" +900 +\d+  --text reviews +\d+\.\d +[\d,]+ +\d\.\d\d", row)
 
 
-def test_a_system_that_does_not_tell_how_much_memory(monkeypatch, capsys):
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """stub(code): a program in the place of sources/amazon.py, which takes a while to start."""
+
+    def write(code):
+        (tmp_path / "sources").mkdir()
+        (tmp_path / "sources" / "amazon.py").write_text(code)
+
+    monkeypatch.setattr(prepare, "HERE", tmp_path)
+    return write
+
+
+def test_a_system_that_does_not_tell_how_much_memory(monkeypatch, capsys, stub):
     """Windows: the rest of the row is there."""
+    stub("")
     monkeypatch.setattr(prepare, "OPTIONS", ("--text reviews",))
     monkeypatch.delattr(prepare.os, "wait4")
     assert prepare.main(["--lines", "900"]) == 0
     assert capsys.readouterr().out.split("\n")[1].endswith(" unknown")
 
 
-def test_wrong_lines(fails):
+def test_wrong_lines(fails, stub):
     fails(prepare.main, ["--lines", "many"], "--lines is 'many'", "50000,100000")
-    error = fails(prepare.main, ["--lines", "9"], "`sources/amazon.py --text item` failed")
-    assert "lower --core" in error  # what that script said
+    stub("import sys; sys.exit('too few users: lower --core')")
+    said = "`sources/amazon.py --text item` failed: too few users: lower --core"
+    fails(prepare.main, ["--lines", "9"], said)
