@@ -58,6 +58,7 @@ import torch.nn.functional as F
 from sae import load_intents
 
 PAPER = "SAERec's code"
+PAIRS = 2**25  # of positions at a time, for each of which attention holds a weight per head
 CHUNK = 2**20  # scores at a time, of 32 positions at least, which fit the cache of a CPU
 
 
@@ -568,6 +569,9 @@ def model_scores(model, data, part):
 
     def score(users):
         _, items, _ = pad_rows(rows, users, flat)  # (B, T)
+        half = len(users) // 2
+        if half and items.numel() * items.shape[1] > PAIRS:
+            return torch.cat([score(users[:half]), score(users[half:])])
         return model.scores(states_after(model, table, items, rows.length[users]), table)
 
     return score

@@ -682,8 +682,7 @@ def rank_users(score, data, part, cells=2**23):
     targets = torch.from_numpy(data.targets(part)).long()
     ranks = torch.empty(len(targets), dtype=torch.float64)
     by_length = torch.from_numpy(data.held_out(part) - data.start[:-1]).argsort()
-    # Users of similar length share a batch, so that little is padded; 256 at most, since attention
-    # holds the square of the history's length for each
+    # Users of similar length share a batch, so that little is padded
     for users in by_length.split(max(min(cells // len(data.items), 256), 1)):
         scores = score(users)
         seen = [torch.from_numpy(data.history(user, part)).long() for user in users.tolist()]

@@ -126,6 +126,24 @@ def test_ranking_in_chunks_is_ranking_in_one_go(tiny_data):
         assert torch.equal(saerec.rank_users(lambda u: scores[u], data, "test", cells), whole)
 
 
+def test_long_histories_are_scored_a_few_at_a_time(tiny_run, monkeypatch):
+    """As many as attention's T x T weights of each leave room for, and one at least."""
+    data = saerec.run_dataset(tiny_run)
+    settings = model.ModelSettings(run=str(tiny_run), width=8, device="cpu")
+    net = model.new_model(model.Grounded, settings, data).eval()
+    users = torch.arange(len(data.users))
+    whole = model.model_scores(net, data, "test")(users)
+    batches = []
+    net.trunk.register_forward_hook(lambda trunk, h, out: batches.append(tuple(h[0].shape[:2])))
+    for pairs in (1, 300):
+        batches.clear()
+        monkeypatch.setattr(model, "PAIRS", pairs)
+        torch.testing.assert_close(model.model_scores(net, data, "test")(users), whole)
+        assert sum(B for B, _ in batches) == len(users)
+        assert all(B * T**2 <= pairs or B == 1 for B, T in batches)
+        assert len(batches) > 2
+
+
 def test_sparse_rows_do_what_dense_ones_do():
     codes = INTENTS.codes
     rows = torch.tensor([7, 0, 5, 2, 7])
