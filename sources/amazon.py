@@ -11,7 +11,8 @@ again and again until none is left. Ratings are not looked at: what has one star
 has five. A user's items are ordered by time; ties, by a hash of the ids of user and item, since the
 order of lines may be a signal. How many there are is said.
 
-Reviews are read once for ids and times, and again for the texts that stay: none is held in memory.
+Reviews are read once for ids and times, and again for the texts that stay: these are written one by
+one, and held in memory only at the end, when the new folder is checked.
 """
 
 import ast
@@ -262,8 +263,8 @@ def download_category(settings):
         raise UserError(f"{problem}; choose one of {allowed}")
     reviews = release.reviews
     if release.core and settings.core >= 5:
-        # Peeling a 5-core again gives the core of all reviews, since the largest core is unique,
-        # from a tenth of the download
+        # A tenth of the download. Peeled again it gives the core of all reviews if that is in it,
+        # which nobody promises: in the one of magazines (2018) items have 1 review, a user has 3
         reviews = release.core
     folder = HERE / "downloads" / f"amazon-{settings.release}"
     paths = []
@@ -356,6 +357,8 @@ def read_records(path, parse):
     broken = 0
     examples = ""
     for line, raw in raw_lines(path):
+        if b"\0ustar" in raw:
+            raise UserError(f"{path} is a tar archive: unpack it")
         if not raw.strip():
             continue
         total += 1
@@ -367,6 +370,8 @@ def read_records(path, parse):
                 examples += f", line {line} ({error})"
         else:
             yield line, record
+    if not total:
+        raise UserError(f"{path} has no line: copy or download it again")
     report = f"{path}: {broken:,} of {total:,} lines broken{examples}"
     if 2 * broken >= total or broken > max(1, total / 100):
         remedy = "see that it is the right file, copy or download it again"
@@ -512,13 +517,15 @@ HELD_OUT = 2
 def use_of_lines(log):
     """What each line of the reviews' file is for -> bytes [lines + 1], UNUSED, TRAINING, HELD_OUT.
 
-    Held out are the last two interactions of a user, as in `load_dataset`.
+    Held out are the last two interactions of a user with 3 or more, as in `load_dataset`.
     """
     bounds = log.user_bounds()
-    ends = np.repeat(bounds[1:], np.diff(bounds))  # [interactions], where the user's end
+    sizes = np.diff(bounds)
+    ends = np.repeat(bounds[1:], sizes)  # [interactions], where the user's end
     to_end = ends - np.arange(len(log.line))  # 1 for a user's last
+    held_out = (to_end <= 2) & (np.repeat(sizes, sizes) >= 3)
     use = np.full(log.line.max() + 1, UNUSED, np.uint8)
-    use[log.line] = np.where(to_end <= 2, HELD_OUT, TRAINING)
+    use[log.line] = np.where(held_out, HELD_OUT, TRAINING)
     return use.tobytes()
 
 
@@ -532,28 +539,30 @@ def review_lines(review):
     return lines
 
 
-# White space after a stop and before a capital or a digit, either of them perhaps quoted
+SMALL = "".join(filter(str.islower, map(chr, range(2**16))))  # letters that begin no sentence
+# White space after a stop and before a digit or a letter that is not small, of any script, either
+# of them perhaps quoted; or what follows a stop of Chinese or Japanese, white space or none
 SENTENCE_END = re.compile(
-    r"""(?<=[.!?"'”’)\]])(?<![^.!?]["'”’)\]])\s+(?=["'“‘(\[]*[A-Z0-9À-Þ])"""
+    rf"""(?<=[.!?"'”’»)\]])(?<![^.!?]["'”’»)\]])\s+(?=["'“‘„«(\[]*[^\W_{SMALL}])"""
+    r"|(?:(?<=[。！？])|(?<=[。！？][”’」』）]))\s*(?=[^\s。！？”’」』）])"
 )
+CJK = "\u3040-\u30ff\u3400-\u9fff"  # kana and ideographs: no spaces part them, each is a word
+WORD = re.compile(f"[{CJK}]|[^\\s{CJK}]+")
 
 
 def cut_sentences(lines):
-    """Yield the sentences of 4 words and more of the lines of a text."""
-    for line in lines:
-        for sentence in SENTENCE_END.split(line):
-            if len(sentence.split()) >= 4:
-                yield sentence
+    """The sentences of the lines of a text -> list of str."""
+    return [sentence for line in lines for sentence in SENTENCE_END.split(line)]
 
 
-def new_sentences(lines, key, seen):
-    """The sentences of a review that are not in `seen` yet -> list of str; they are added to it.
+def new_sentences(sentences, key, seen):
+    """Those sentences of a review that are not in `seen` yet -> list of str; they are added to it.
 
     seen: a set of hashes of key and sentence in small letters, since 64 bits tell sentences apart
     in little room. Of those that differ in nothing else, the last way to write it stays.
     """
     found = {}
-    for sentence in cut_sentences(lines):
+    for sentence in sentences:
         digest = hash((key, sentence.lower()))
         if digest not in seen:
             found[digest] = sentence
@@ -582,19 +591,25 @@ def read_again(reviews, log, about):
 def review_rows(reviews, log, about, sentences):
     """Read the reviews in the log again and yield the rows of texts.jsonl.
 
-    A row is a review, or a sentence if `sentences`. Raises UserError.
+    A row is a review, or if `sentences` one of its sentences of 4 words and more. Raises UserError.
     """
     seen = set()
+    short = 0
     for use, review in read_again(reviews, log, about):
         lines = review_lines(review)
         if sentences:
+            cut = cut_sentences(lines)
+            long = [sentence for sentence in cut if len(WORD.findall(sentence)) >= 4]
+            short += len(cut) - len(long)
             # With its use, since a held-out sentence must not push out the same one of another
-            texts = new_sentences(lines, (review.item, use), seen)
+            texts = new_sentences(long, (review.item, use), seen)
         else:
             texts = [join_sentences(lines)]
         title = about[review.item].title
         for text in texts:
             yield {"item": review.item, "user": review.user, "title": title, "text": text}
+    if sentences:
+        print(f"{reviews}: {short:,} sentence(s) of under 4 words left out")
 
 
 def prepare(settings):

@@ -85,22 +85,33 @@ def parse_time(value):
 
 
 def check_rounded(value, path, line):
-    """Refuse a time that a spreadsheet rounded: it would tie with most others. UserError."""
-    if ROUNDED.fullmatch(str(value)):
+    """Refuse a time that a spreadsheet rounded: it would tie with most others. UserError.
+
+    value: as it is written; a float is let through, for Python itself writes 1.5e+18.
+    """
+    if isinstance(value, str) and ROUNDED.fullmatch(value):
         problem = f"time {value!r} was rounded by a spreadsheet"
         raise UserError(f"{path} line {line}: {problem}: export times as text")
+
+
+def time_kind(value):
+    """How a time is written that `parse_time` takes -> str; a number's unit shows in its size."""
+    value = str(value)
+    if NUMBER.fullmatch(value):
+        size = abs(float(value))
+        return next((u for u, parts in UNITS.items() if size < LATEST * parts), "nanoseconds")
+    if len(value) <= 10:  # as 2024-05-31, or 2024-W22-5
+        return "a date"
+    zone = datetime.fromisoformat(value).tzinfo
+    return "a date with time and zone" if zone else "a date with time"
 
 
 def check_kind(kinds, value, path, line):
     """Refuse a time written otherwise than those before: their order would be wrong. UserError.
 
-    value: as it is written; kinds: dict of an example of each kind, {} before the first time; a
-    number's unit shows in its size.
+    value: as it is written; kinds: dict of an example of each kind, {} before the first time.
     """
-    kind = "a date"
-    if NUMBER.fullmatch(str(value)):
-        size = abs(float(value))
-        kind = next((u for u, parts in UNITS.items() if size < LATEST * parts), "nanoseconds")
+    kind = time_kind(value)
     if kind not in kinds:
         kinds[kind] = f"line {line} has {value} ({kind})"
     if len(kinds) > 1:
@@ -111,15 +122,24 @@ def check_kind(kinds, value, path, line):
 def tell_span(time, kinds, path):
     """Say from when to when times are: nothing else shows a unit read wrongly. Raises UserError.
 
-    time: float [any], as `parse_time` reads them; kinds: that of `check_kind`.
+    time: float [any], as `parse_time` reads them; kinds: that of `check_kind`. Refused are times
+    that cannot be, and numbers that are dates with the day first, or a month after a point, where
+    2023.10 would stand before 2023.9.
     """
-    year = time % 10**4
-    if ((10**6 < time) & (time < 10**8) & (1900 <= year) & (year <= 2100)).all():
-        problem = f"times such as {time[0]:08.0f} begin with the day or month"
-        raise UserError(f"{path}: {problem}: write dates as 2024-05-31")
     kind = next(iter(kinds))
     days = np.clip(time / UNITS.get(kind, 1) / 86400, -1e6, 1e7)  # what numpy can show
     begin, end = (np.datetime64(int(day // 1), "D") for day in (days.min(), days.max()))
+    year = time % 10**4
+    problem = ""
+    if ((10**6 < time) & (time < 10**8) & (1900 <= year) & (year <= 2100)).all():
+        problem = f"times such as {time[0]:08.0f} begin with the day or month"
+    elif ((1900 <= time) & (time < 2101)).all() and (time % 1).any():
+        problem = f"times such as {time[time % 1 > 0].max()} look like a year and a month"
+    elif end >= np.datetime64("2101"):
+        latest = f"{time.max():.0f}" if kind in UNITS else end
+        problem = f"times such as {latest}, read as {kind}, are after the year 2100"
+    if problem:
+        raise UserError(f"{path}: {problem}: write dates as 2024-05-31")
     print(f"{path}: times from {begin} to {end}, read as {kind}")
 
 

@@ -9,7 +9,6 @@ joined by title and year, see docs/data.md.
 
 import collections
 import dataclasses
-import itertools
 import re
 import sqlite3
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import read_wheel, run_command, setting  # noqa: E402
-from sources.common import hash_order, write_dataset  # noqa: E402
+from sources.common import index_interactions, write_dataset  # noqa: E402
 
 RECBOLE = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"  # SHA-256 of wheels
 BOKEH = "f40331a40ca30c64a1c1471835aad9006b61b0d9731a3f649ee8cbbf48d3822f"
@@ -103,12 +102,9 @@ def prepare(settings):
     tables = ([line.split("\t") for line in one.decode().strip().split("\n")] for one in members)
     ratings, films = (rows[1:] for rows in tables)  # the first row names the columns
     facts_of, films_of = read_films(*read_wheel("bokeh-sampledata==2026.1", BOKEH, [MOVIES]))
-    log = [(int(one[0]), float(one[3]), hash_order(*one[:2]), one[1]) for one in ratings]
-    log.sort()
-    sequences = {}
-    for user, _, _, item in log:
-        sequences.setdefault(str(user), []).append(item)
-    ties = sum(one[:2] == two[:2] for one, two in itertools.pairwise(log))
+    log = index_interactions(
+        (user, item, float(when), line) for line, (user, item, _, when) in enumerate(ratings, 2)
+    )
     rows = []
     found = 0
     for item, title, year, genres in films:
@@ -118,8 +114,7 @@ def prepare(settings):
         found += bool(facts)
         title = turn_article(title) + (f" ({year})" if year else "")
         rows.append(dict(item=item, title=title, text=film_text(genres, facts, films_of)))
-    ties = dict(ties=ties, pairs=len(log) - len(sequences))
-    write_dataset(settings.out, sequences.items(), rows, ties)
+    write_dataset(settings.out, log.sequences(), rows, log.ties())
     print(f"  {found:,} of {len(films):,} films have facts, found by title and year")
 
 

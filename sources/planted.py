@@ -104,7 +104,7 @@ class PlantedSettings:
     items: int = setting(600, "items", low=10)
     intents: int = setting(40, "true intents J", low=4, high=2000)
     texts: int = setting(3, "texts of an item", low=1)
-    length: float = setting(12.0, "mean length of a history", unit="items", low=5)
+    length: float = setting(12.0, "mean length of a history", unit="items", low=5, high=10**6)
     drift: float = setting(
         0.1, "chance that a personal intent moves on, at each step", low=0, high=1
     )

@@ -4,16 +4,18 @@
         --text-columns title,description
 
 The first line of a table names its columns. Cells are parted by the commonest of , ; | and tab in
-that line outside quotes, or by --delimiter; quotes are those of CSV, but for tables parted by tabs,
-which have none; either file may be gzipped. An item may have several lines, each of which is a
-text. Cells such as NA or NULL are no text. Interactions stay as they are, repeats and all; those of
-a user at the same time are ordered by a hash, since the order of lines may be a signal.
+that line outside quotes, or by --delimiter; quotes are those of CSV, but in tables parted by tabs
+they count around a whole cell only; either file may be gzipped. An item may have several lines,
+each of which is a text. Cells such as NA or NULL are no text. Interactions stay as they are,
+repeats and all; those of a user at the same time are ordered by a hash, since the order of lines
+may be a signal.
 
 The two may be one table of reviews. Where the table of items has the column of users too, a line is
 what that user wrote: no title of the item, and no text of the corpus if the interaction is held
 out. Ratings are not looked at: what has one star was had as what has five.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -45,12 +47,20 @@ class TablesSettings:
         "time", 'column of times, numbers or ISO dates; "" if the lines are in order'
     )
     text_columns: str = setting(
-        "title,description", "columns that make an item's text; the first is also its title"
+        "title,description",
+        "columns that make an item's text; the first of several is also its title",
     )
     delimiter: str = setting("", "what parts the cells, \\t is a tab; found if not given")
 
 
-AUTHORS = "user reviewer author customer critic member".split()  # userId, user_id, Reviewer Name
+# userId, author.steamid, Reviewer Name, reviewed_by, but neither authors (of a book) nor user_score
+AUTHOR = re.compile(
+    r"(?<![a-z])(user|reviewer|author|autor|verfasser|customer|critic|member|profile)"
+    r"([^a-z]*[a-z]*(id|name))?[^a-z]*$|(?<![a-z])(review|post|rat)ed[^a-z]*by$",
+    re.I,
+)
+
+QUOTED = re.compile('"[^"]*(""[^"]*)*"')  # a cell, as CSV quotes it
 
 END = "\ud800"  # half a character, which no line of UTF-8 can hold
 
@@ -62,21 +72,57 @@ def open_table(path, delimiter):
     numbered = read_lines(Path(path), hashlib.sha256())  # the digest is of no use here
     lines = (line for _, line in numbered)
     first = next(lines, "")
+    if "\0ustar" in first:
+        raise UserError(f"{path} is a tar archive: unpack it")
     bare = re.sub('"[^"]*"', "", first)  # a column's name may hold what parts no cells
     delimiter = delimiter.replace("\\t", "\t") or max(",;|\t", key=bare.count)
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise UserError(f"--delimiter is {delimiter!r}; it must be one character, or \\t")
-    # In tables parted by tabs a quote is a character as any other, such as that of inches
+    # In tables parted by tabs a quote may be that of inches; `unquote` knows the others
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     how = dict(delimiter=delimiter, quoting=quoting, skipinitialspace=True)
     return csv.reader(itertools.chain([first], lines, [END]), **how)
 
 
+def unquote(cell):
+    """A cell without the quotes around all of it, if there are, and those within are doubled."""
+    return cell[1:-1].replace('""', '"') if QUOTED.fullmatch(cell) else cell
+
+
+def plain_rows(reader):
+    """Yield the cells of each row of a csv.reader, without outer spaces and quotes."""
+    for cells in reader:
+        cells = [cell.strip(" \t") for cell in cells]
+        if reader.dialect.delimiter == "\t":
+            cells = [unquote(cell) for cell in cells]
+        yield cells
+
+
 def column_names(path, delimiter):
     """What the first line of a table says -> list of str; nothing if it cannot be read."""
     with contextlib.suppress(csv.Error):  # which `read_table` tells
-        return [name.strip(" \t") for name in next(open_table(path, delimiter), [])]
+        return next(plain_rows(open_table(path, delimiter)), [])
     return []
+
+
+def columns_of_users(path, delimiter, users):
+    """Names of columns of whose first 1,000 filled cells over half are ids of users -> list of str.
+
+    users: set of ids.
+    """
+    filled = collections.Counter()
+    theirs = collections.Counter()
+    with contextlib.suppress(csv.Error):
+        rows = plain_rows(open_table(path, delimiter))
+        names = next(rows)
+        for cells in rows:
+            for name, cell in zip(names, cells):
+                if cell and filled[name] < 1000:
+                    filled[name] += 1
+                    theirs[name] += cell in users
+            if all(filled[name] == 1000 for name in names):
+                break
+    return [name for name in filled if 2 * theirs[name] > filled[name]]
 
 
 def find_columns(path, names, wanted):
@@ -101,9 +147,6 @@ def find_columns(path, names, wanted):
         if names.count(name) > 1:
             problem = f"has several columns {name!r}"
             remedy = "rename all but one"
-        elif f'"{name}"' in names:
-            problem = f"has column {name!r} in quotes, which tables parted by tabs have not"
-            remedy = "write all cells without"
         elif names[0].startswith("sep="):
             problem = f"begins with {names[0]!r}, a line for Excel alone"
             remedy = "remove it"
@@ -136,18 +179,18 @@ def read_table(path, wanted, delimiter):
     wanted: that of `find_columns`. Raises UserError with the line.
     """
     reader = open_table(path, delimiter)
+    table = plain_rows(reader)
     ids = [place for place, what in enumerate(wanted) if what in ("user", "item")]
     line = 1
     rows = 0
     try:
-        names = [name.strip(" \t") for name in next(reader, [])]
+        names = next(table, [])
         check_row(names, names, reader.dialect.delimiter)
         places = find_columns(path, names, wanted)
         line = reader.line_num + 1
-        for cells in reader:
+        for cells in table:
             if any(cells) and cells != [END]:
                 check_row(cells, names, reader.dialect.delimiter)
-                cells = [cell.strip(" \t") for cell in cells]
                 if cells == names:
                     raise ValueError("column names once more, as of joined files: remove the line")
                 cells = [cells[place] for place in places]
@@ -187,10 +230,11 @@ def read_interactions(settings, kinds):
         yield user, item, when, line
 
 
-def reviews_are_told(settings):
+def reviews_are_told(settings, users):
     """Whether the table of items has the column of users, and say which way it is read. UserError.
 
-    One of that name but for case is refused: held-out reviews would be taken for descriptions.
+    users: set of their ids. Columns that look as if they held who wrote a line are named; one of
+    the right name but for case is refused: held-out reviews would be taken for descriptions.
     """
     path = settings.items
     user = settings.user_column
@@ -203,23 +247,24 @@ def reviews_are_told(settings):
             remedy = "write it alike in both tables, or otherwise if it is no author's"
             raise UserError(f"{path} has column {name!r} in place of {user!r}: {remedy}")
     print(f"{path} has no column {user!r}: every line is taken for a description")
+    by_value = columns_of_users(path, settings.delimiter, users)
     for name in names:
-        if re.sub("[^a-z]|id$|name$", "", name.lower()) in AUTHORS:
+        if AUTHOR.search(name) or (name in by_value and name != settings.item_column):
             print(f"  if {name!r} is who wrote a line, call it {user!r}, or HELD-OUT REVIEWS LEAK")
     return False
 
 
-def read_items(settings, item_ids):
+def read_items(settings, log):
     """Read the rows of texts.jsonl of the table of items -> list of dict. Raises UserError.
 
-    item_ids: list of those that have interactions; other items are left out, and counted.
+    log: Interactions; items that have none are left out, and counted.
     """
     path = settings.items
     wanted = {"item": settings.item_column}
-    if reviews_are_told(settings):
+    if reviews_are_told(settings, set(log.user_ids)):
         wanted = {"user": settings.user_column} | wanted
     wanted |= enumerate(name.strip() for name in settings.text_columns.split(","))
-    known = set(item_ids)
+    known = set(log.item_ids)
     found = set()
     rows = []
     left_out = 0
@@ -233,11 +278,11 @@ def read_items(settings, item_ids):
             continue
         found.add(item)
         texts = ["" if cell.lower() in MISSING else " ".join(clean(cell)) for cell in cells]
-        title = "" if user else texts[0]
+        title = "" if user or len(texts) == 1 else texts[0]  # a lone column may hold long texts
         rows.append({"item": item, "title": title, "text": join_sentences(texts), "user": user})
     if not rows:
         problem = f"none of the ids in {path} occur in {settings.interactions}"
-        examples = f"{settings.interactions}: {item_ids[0]!r}, {path}: {other!r}"
+        examples = f"{settings.interactions}: {log.item_ids[0]!r}, {path}: {other!r}"
         raise UserError(f"{problem} ({examples}): write them alike in both")
     print(f"{path}: {left_out:,} line(s) of items without interactions left out")
     lacking = len(known) - len(found)
@@ -255,7 +300,7 @@ def prepare(settings):
         log = index_interactions(read_interactions(settings, kinds))
         if settings.time_column:
             tell_span(log.time, kinds, settings.interactions)
-        rows = read_items(settings, log.item_ids)
+        rows = read_items(settings, log)
         ties = log.ties() if settings.time_column else None
         write_dataset(settings.out, log.sequences(), rows, ties)
 

@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import struct
+import tarfile
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ import sae
 import saerec
 from conftest import TOPICS
 from sources import amazon, lsa
-from sources.common import hash_order
+from sources.common import hash_order, index_interactions
 
 
 def write(path, lines):
@@ -333,6 +334,53 @@ def test_a_held_out_sentence_does_not_push_out_the_same_one_of_another_user(tmp_
     assert [data.items[item] for item in data.text_item] == ["B1", "B3"]
 
 
+def test_a_held_out_sentence_does_not_push_out_that_of_a_user_who_holds_nothing_out(tmp_path):
+    """Users of fewer than 3 items are left out, but their texts are in the corpus."""
+    same = "All of us say the same."
+    reviews = [review("ann", f"B{step}", step, same) for step in (3, 2, 1)]
+    reviews += [review("bob", "B3", 3, same), review("bob", "B4", 4)]
+    prepare(tmp_path, "--text", "reviews", "--sentences", "--core", 0, reviews=reviews)
+    data = saerec.load_dataset(tmp_path / "out")
+    assert [data.items[item] for item in data.text_item] == ["B1", "B3"]
+
+
+def test_use_of_lines():
+    """A user's last two are held out if there are three; line 3 is of no use."""
+    rows = [("ann", "a", 1, 1), ("ann", "b", 2, 2), ("bob", "a", 3, 4), ("bob", "b", 2, 5)]
+    log = index_interactions([*rows, ("bob", "c", 1, 6)])
+    use = [amazon.UNUSED, amazon.TRAINING, amazon.TRAINING, amazon.UNUSED]
+    assert amazon.use_of_lines(log) == bytes(use + [amazon.HELD_OUT] * 2 + [amazon.TRAINING])
+
+
+@pytest.mark.parametrize(
+    "text, sentences",
+    [
+        (
+            "Отличный товар, рекомендую всем. Ещё раз куплю! «Да», сказала моя жена.",
+            ["Отличный товар, рекомендую всем.", "Ещё раз куплю!", "«Да», сказала моя жена."],
+        ),
+        ("Это т.е. очень хорошо, см. фото.", ["Это т.е. очень хорошо, см. фото."]),
+        ("Żona była zła. Ślicznie!", ["Żona była zła.", "Ślicznie!"]),
+        ("这个产品非常好用。我会再买的！！真的？", ["这个产品非常好用。", "我会再买的！！", "真的？"]),
+        ("他说：“很好用。”我也这样想。 很好", ["他说：“很好用。”", "我也这样想。", "很好"]),
+        ("とても良い。また買います。", ["とても良い。", "また買います。"]),
+        ("정말 좋아요. 또 살게요.", ["정말 좋아요.", "또 살게요."]),
+        ("Fine 。", ["Fine 。"]),
+    ],
+)
+def test_sentences_outside_latin_script(text, sentences):
+    assert amazon.cut_sentences([text]) == sentences
+
+
+def test_words_of_scripts_without_spaces_count(tmp_path, capsys):
+    """Each ideograph is one; how many sentences were too short is said."""
+    reviews = [review("ann", f"B{i}", i, "这个产品非常好用。很好。Fine.") for i in range(3)]
+    reviews += [review("bob", "B3", 1, "Too short. Much too short.")]
+    _, texts = prepare(tmp_path, *"--text reviews --sentences --core 0".split(), reviews=reviews)
+    assert [row["text"] for row in texts] == ["这个产品非常好用。"] * 3
+    assert "reviews.json: 8 sentence(s) of under 4 words left out" in capsys.readouterr().out
+
+
 # Broken lines and files
 
 
@@ -465,6 +513,15 @@ def test_rounded_times(tmp_path, fails, when):
     fails(amazon.main, argv, "reviews.json line 1: time", "rounded by a spreadsheet")
 
 
+def test_long_numbers_are_not_rounded(tmp_path, capsys):
+    """1500000000000000000.0 is written otherwise by Python, like a number that was rounded."""
+    lines = [json.dumps(review("ann", f"B{i}", "?", "text")) for i in range(3)]
+    lines = [line.replace('"?"', f"15000000{i}0000000000.0") for i, line in enumerate(lines)]
+    sequences, _ = prepare(tmp_path, "--text", "reviews", "--core", 0, reviews=lines)
+    assert sequences == ["ann B0 B1 B2"]
+    assert "to 2017-07-14, read as nanoseconds" in capsys.readouterr().out
+
+
 def test_dates_among_numbers(tmp_path, fails):
     rows = [review("ann", "B1", "2020-05-05"), review("ann", "B2", 1588687728)]
     argv = command(write(tmp_path / "reviews.json", rows), tmp_path / "out")
@@ -492,12 +549,22 @@ def test_broken_files(tmp_path, fails):
     path.write_bytes(b"not gzip")  # then it is plain text
     fails(amazon.main, argv, path, "1 of 1 lines broken, line 1 (not a JSON object")
     path.write_bytes(gzip.compress(b""))
-    fails(amazon.main, argv, path, "0 of 0 lines", "right file")
+    fails(amazon.main, argv, f"{path} has no line: copy or download it again")
     assert not out.exists()
     write(path, GOOD[:2])
     fails(amazon.main, argv, "no user with 3 items")
     write(path, [review("ann", f"B{i}", i) for i in range(5)])
     fails(amazon.main, argv, "no text to learn intents from")
+
+
+@pytest.mark.parametrize("option", ["--reviews", "--meta"])
+def test_a_tar_archive(tmp_path, fails, option):
+    """Unzipped it is plain, and but for its first and last line may be read."""
+    path = write(tmp_path / "reviews.json", GOOD)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.add(path, "reviews.json")
+    argv = [*command(path, tmp_path / "out"), option, tmp_path / "x.tar.gz"]
+    fails(amazon.main, argv, "x.tar.gz is a tar archive: unpack it")
 
 
 @pytest.mark.parametrize("option", ["--reviews", "--meta"])

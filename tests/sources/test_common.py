@@ -98,6 +98,8 @@ def test_what_is_no_time_is_named(value):
 
 OF_2024 = {  # the same moment
     "a date": "2024-05-31",
+    "a date with time": "2024-05-31T00:00",
+    "a date with time and zone": "2024-05-31T02:00+02:00",
     "seconds": 1717113600,
     "milliseconds": 1717113600000,
     "microseconds": "1717113600000000",
@@ -123,6 +125,7 @@ def test_times_of_two_kinds(first, second):
         (1717113600000, 1e3, "milliseconds"),
         (1.7171136e18, 1e9, "nanoseconds"),
         ("2024-05-31", 1, "a date"),
+        ("2024-05-31 00:00", 1, "a date with time"),
     ],
 )
 def test_the_span_of_times_is_said(capsys, value, second, read):
@@ -133,7 +136,18 @@ def test_the_span_of_times_is_said(capsys, value, second, read):
     assert said == f"log.csv: times from 1969-12-31 to 2024-05-31, read as {read}\n"
 
 
-@pytest.mark.parametrize("times", [[0], [-1e300, 1e300], [20240531, 20231231], [1052020, 5]])
+def test_times_with_zones_are_of_one_kind():
+    kinds = {}
+    times = ["2024-05-31T00:00Z", "2024-05-31 00:00:01.5-05:00", "20240531T10Z"]
+    for line, when in enumerate(times):
+        common.check_kind(kinds, when, "log.csv", line)
+    assert list(kinds) == ["a date with time and zone"]
+
+
+ODD_TIMES = [[0], [-1e300, 0], [20240531, 20231231], [1052020, 5], [2023, 2022], [2023.9, 2101]]
+
+
+@pytest.mark.parametrize("times", ODD_TIMES)
 def test_odd_times_have_a_span(capsys, times):
     common.tell_span(np.array(times, float), {"seconds": ""}, "log.csv")
     assert "times from" in capsys.readouterr().out
@@ -143,6 +157,35 @@ def test_odd_times_have_a_span(capsys, times):
 def test_dates_that_begin_with_the_day_or_month(times):
     with pytest.raises(saerec.UserError, match=f"log.csv.* {times[0]:08}.*2024-05-31"):
         common.tell_span(np.array(times, float), {"seconds": ""}, "log.csv")
+
+
+def test_months_after_a_point():
+    """2023.10 is the same number as 2023.1."""
+    words = "log.csv: times such as 2023.9 look like a year and a month: write dates as 2024-05-31"
+    with pytest.raises(saerec.UserError, match=words):
+        common.tell_span(np.array([2022, 2023.9, 2023.10]), {"seconds": ""}, "log.csv")
+
+
+@pytest.mark.parametrize(
+    "time, kind, said",
+    [
+        (31012023101010, "milliseconds", "31012023101010, read as milliseconds,"),  # day first
+        (1e300, "nanoseconds", "0, read as nanoseconds,"),
+        (133 * 365.2425 * DAY, "a date with time", "2103-01-01, read as a date with time,"),
+    ],
+)
+def test_times_that_are_yet_to_come(time, kind, said):
+    with pytest.raises(saerec.UserError) as error:
+        common.tell_span(np.array([0, time]), {kind: ""}, "log.csv")
+    assert f"{said} are after the year 2100: write dates as 2024-05-31" in str(error.value)
+
+
+def test_the_last_day_of_2100(capsys):
+    last = common.parse_time("2100-12-31T23:59:59")
+    common.tell_span(np.array([0, last]), {"seconds": ""}, "log.csv")
+    assert "to 2100-12-31" in capsys.readouterr().out
+    with pytest.raises(saerec.UserError, match="after the year 2100"):
+        common.tell_span(np.array([0, last + 1]), {"seconds": ""}, "log.csv")
 
 
 # Interactions

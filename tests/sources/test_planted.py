@@ -116,7 +116,8 @@ def test_planted_intents_are_recovered(tmp_path):
     [
         ("--users 0", ["--users", "at least"]),
         ("--intents 3", ["--intents", "4 to 2000"]),
-        ("--length 4", ["--length", "at least"]),
+        ("--length 4", ["--length", "5 to 1000000"]),
+        ("--length 1e19", ["--length", "5 to 1000000"]),
         ("--drift 2", ["--drift", "0 to 1"]),
         ("--items 9", ["--items", "at least 10"]),
         ("--texts 0", ["--texts", "at least 1"]),

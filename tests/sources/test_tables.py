@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import tarfile
 
 import pytest
 
@@ -101,15 +102,41 @@ def test_which_way_the_items_are_read_is_said(tmp_path, capsys):
     assert texts[0]["user"] == "ann"
 
 
-NAMES = ["user_id", "userId", "reviewer", "reviewerID", "author", "User Name"]
+NAMES = ["user_id", "userId", "reviewer", "reviewerID", "author", "User Name", "author.steamid"]
+NAMES += ["review_profilename", "reviewed_by", "verfasser", "critic_2"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_column_that_may_be_of_authors(tmp_path, capsys, name):
     """It is read as before, with a hint: a book has an author too."""
-    outcome(tmp_path, LOG, REVIEWS.replace("user", name), "--text-columns", "title")
+    reviews = REVIEWS.replace("user", name).replace("ann", "Ann A.").replace("bob", "Bob B.")
+    _, texts = outcome(tmp_path, LOG, reviews, "--text-columns", "title")
     said = capsys.readouterr().out
     assert f"if {name!r} is who wrote a line, call it 'user'" in said
+    assert "user" not in texts[0]
+
+
+@pytest.mark.parametrize("name", ["authors", "user_score", "metacritic", "members", "directed_by"])
+def test_a_column_that_only_looks_like_authors(tmp_path, capsys, name):
+    items = ITEMS.replace("description", name)
+    outcome(tmp_path, LOG, items, "--text-columns", "title")
+    assert "is who wrote" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("users, after, hinted", [(501, "zoe", True), (500, "ann", False)])
+def test_a_column_of_users_by_its_cells(tmp_path, capsys, users, after, hinted):
+    """Over half of the first 1,000 that are filled, whatever comes after; zoe is no user."""
+    cells = [""] * 1000 + ["zoe"] * (1000 - users) + ["ann"] * users + [after] * 600
+    items = "item,by,title\n" + "".join(f"i1,{cell},Soap\n" for cell in cells)
+    outcome(tmp_path, LOG, items, "--text-columns", "title")
+    assert ("if 'by' is who wrote a line, call it" in capsys.readouterr().out) is hinted
+
+
+def test_items_with_the_ids_of_users_are_no_authors(tmp_path, capsys):
+    """Both may be numbered from 1."""
+    log = "user,item,time\n1,1,5\n1,2,6\n1,3,7\n2,1,5\n3,1,5\n"
+    outcome(tmp_path, log, "item,title\n1,Soap\n2,Towel\n3,Brush\n", "--text-columns", "title")
+    assert "is who wrote" not in capsys.readouterr().out
 
 
 def test_a_column_of_users_but_for_case(tmp_path, fails):
@@ -188,6 +215,28 @@ def test_lone_quotes_in_a_table_parted_by_tabs(tmp_path):
     assert [row["text"] for row in texts] == ['"Big. 5" wide', '12". "', "Brush. x, y"]
 
 
+def test_quotes_around_a_whole_cell_of_a_table_parted_by_tabs(tmp_path):
+    """As pandas and Excel write them: only cells that need it are quoted, and all of the names."""
+    log = LOG.replace(",", "\t").replace("i3", '"i3"')
+    items = '"item"\t"title"\t"description"\n'
+    items += 'i1\t"A ""big"" towel"\t5" wide\n"i3"\t""\t"a" and "b"\n'
+    sequences, texts = outcome(tmp_path, log, items)
+    assert sequences[0] == "ann i1 i2 i3 i1"
+    assert texts == [
+        {"item": "i1", "title": 'A "big" towel', "text": 'A "big" towel. 5" wide'},
+        {"item": "i3", "text": '"a" and "b"'},
+    ]
+
+
+def test_a_lone_column_of_texts_is_no_title(tmp_path):
+    """An item is shown by the first 70 characters of its text then."""
+    long = "It is hard to say in few words what this brush can do for you, and for your hair."
+    items = ITEMS.replace("<b>Hard</b> hair", f'"{long}"')
+    _, texts = outcome(tmp_path, LOG, items, "--text-columns", "description")
+    assert texts[-1] == {"item": "i3", "text": long}
+    assert saerec.load_dataset(tmp_path / "out").titles[3] == long[:70]
+
+
 def test_a_cell_may_be_long(tmp_path):
     long = "word " * 28_600  # above the limit of Python's csv, 131,072 characters
     _, texts = outcome(tmp_path, LOG, ITEMS.replace("Hard", long))
@@ -224,22 +273,15 @@ def test_missing_texts(tmp_path, word):
 @pytest.mark.parametrize(
     "times, order",
     [
-        (["2024-05-31", "2023-01-01", "2024-05-30T23:59:59", "2024-05-31 00:00:01"], "1 2 0 3"),
-        (
-            [
-                "2024-05-31T00:00+00:00",
-                "2024-05-31T01:00+02:00",
-                "2024-05-31T01:00Z",
-                "2024-05-31T00:30",
-            ],
-            "1 0 3 2",
-        ),
+        (["2024-05-31", "2023-01-01", "2024-05-30", "2024-06-01"], "1 2 0 3"),
+        (["2024-05-31T00:00:00.5", "2023-01-01T09:00", "2024-05-30 23:59:59"], "1 2 0"),
+        (["2024-05-31T00:00+00:00", "2024-05-31T01:00+02:00", "2024-05-31T01:00Z"], "1 0 2"),
         (["1e3", "-5", "12.5", "0"], "1 3 2 0"),
     ],
 )
 def test_times(tmp_path, times, order):
     log = "user,item,time\n" + "".join(f"u,{n},{when}\n" for n, when in enumerate(times))
-    items = "item,title,description\n" + "".join(f"{n},t{n},\n" for n in range(4))
+    items = "item,title,description\n" + "".join(f"{n},t{n},\n" for n in range(len(times)))
     assert outcome(tmp_path, log, items)[0] == ["u " + order]
 
 
@@ -252,6 +294,22 @@ def test_the_span_of_times_is_said(tmp_path, capsys):
 def test_times_that_begin_with_the_day(tmp_path, fails):
     log = "user,item,time\nann,i1,31052024\nann,i2,01062024\nann,i3,02072023\n"
     refused(tmp_path, fails, log, ITEMS, "interactions.csv", "begin with the day", "2024-05-31")
+
+
+@pytest.mark.parametrize(
+    "time, kind", [("31012023101010", "milliseconds"), ("9999-12-31", "a date")]
+)
+def test_times_that_are_yet_to_come(tmp_path, fails, time, kind):
+    """The former is a day with a time of day, the latter stands for none in databases."""
+    log = f"user,item,time\nann,i1,{time}\n"
+    words = [f"interactions.csv: times such as {time}, read as {kind}, are after", "2024-05-31"]
+    refused(tmp_path, fails, log, ITEMS, *words)
+
+
+def test_months_after_a_point(tmp_path, fails):
+    log = "user,item,time\nann,i1,2023.9\nann,i2,2023.10\nann,i3,2023.11\n"
+    words = ["interactions.csv: times such as 2023.9 look like a year and a month", "2024-05-31"]
+    refused(tmp_path, fails, log, ITEMS, *words)
 
 
 def test_lines_in_order_need_no_times(tmp_path, capsys):
@@ -325,12 +383,6 @@ def test_order_of_lines_is_no_signal(tmp_path, capsys):
             ITEMS.replace("description", "title"),
             "--text-columns title",
             ["items.csv has several columns 'title'", "rename"],
-        ),
-        (
-            LOG.replace("user,item,time", '"user"\t"item"\t"time"'),
-            ITEMS,
-            "",
-            ["interactions.csv has column 'user' in quotes", "write all cells without"],
         ),
         ("", ITEMS, "", ["interactions.csv is empty", "column names"]),
         ("\n" + LOG, ITEMS, "", ["interactions.csv is empty, or its first line is"]),
@@ -437,6 +489,8 @@ def test_line_ends_of_old_macs(tmp_path, fails, table):
         ["1588687728923", "1588687728923000"],
         ["2020-05-05", "1588687728"],
         ["5", "2020-05-05T14:08Z"],
+        ["2020-05-05T14:08", "2020-05-05"],
+        ["2020-05-05T14:08Z", "2020-05-05T14:08"],
     ],
 )
 def test_times_of_two_kinds(tmp_path, fails, times):
@@ -486,6 +540,15 @@ def test_what_cannot_be_is_refused_before_the_long_read(tmp_path, fails):
     fails(tables.main, [*argv, "--items", tmp_path / "packed"], "packed is a", "unpack it")
     fails(tables.main, [*argv, "--out", tmp_path / "packed"], "cannot be written to")
     fails(tables.main, [*argv, "--out", ""], "--out is empty")
+
+
+@pytest.mark.parametrize("option", ["--interactions", "--items"])
+def test_a_tar_archive(tmp_path, fails, option):
+    """Unzipped it is plain, and its first line has the name of the file within."""
+    argv = write_tables(tmp_path, LOG, ITEMS)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / f"{option[2:]}.csv", "x.csv")
+    fails(tables.main, [*argv, option, tmp_path / "x.tar.gz"], "x.tar.gz is a tar", "unpack it")
 
 
 def test_help_says_that_ratings_do_not_count():
