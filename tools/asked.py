@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from embed import fetch_weights, load_encoder
 from sae import SAE, SparseRows, encode_all, item_codes
 
-ARTICLE = r"(the|an?|l[aeo]s?|il|el|d[aei][rse]|une?)"
+ARTICLE = r"(the|an?|l[aeo]s?|l'|il|el|d[aei][rse]|une?)"
 TURNED = re.compile(rf"^(.*?), {ARTICLE}(?= \(|$)")  # Matrix, The
+ELIDED = re.compile(r"^l'\s*")  # L'Enfer, or L' Enfer
 LEADING = re.compile(rf"^{ARTICLE} (?=.)")
 
 # Names
@@ -28,7 +29,7 @@ LEADING = re.compile(rf"^{ARTICLE} (?=.)")
 
 def fold(name):
     """A name for comparison -> str: case, accents, spaces and a turned article don't count."""
-    name = TURNED.sub(r"\2 \1", name.casefold())
+    name = ELIDED.sub("l' ", TURNED.sub(r"\2 \1", name.casefold()))
     plain = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", name))
     spaced = re.sub(r"\s*([;,])\s*|\s+", r"\1 ", plain).strip()
     return unicodedata.normalize("NFC", spaced)
@@ -122,7 +123,7 @@ def find_titles(data, words):
     Raises UserError with the nearest.
     """
     known = items_by_title(data)
-    found = cut_names(words, ";", known)
+    found = cut_names(words.rstrip(" ;"), ";", known)
     for title, item in found:
         if item is None:
             names = difflib.get_close_matches(fold(title), known, 5, 0.4)

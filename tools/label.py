@@ -211,13 +211,15 @@ def check_answer(content):
 class Failed(UserError):
     """Why a question has no answer that can be used.
 
-    remedy: what the user can do; general: whether every other question would fail as well.
+    remedy: what the user can do; general: whether every other question would fail as well; content:
+    whether it was answered, but not so that the answer can be used.
     """
 
-    def __init__(self, problem, remedy, general=False):
+    def __init__(self, problem, remedy, general=False, content=False):
         super().__init__(problem)
         self.remedy = remedy
         self.general = general
+        self.content = content
 
 
 def one_line(text, most):
@@ -286,8 +288,11 @@ class Endpoint:
                 self.worked = parameters
                 return reply
             except urllib.error.HTTPError as error:
-                parameters = simpler_parameters(parameters, error.code, error.said)
-                if self.worked or not parameters:
+                worked = self.worked  # which another thread may have found meanwhile
+                if worked == parameters:
+                    raise
+                parameters = worked or simpler_parameters(parameters, error.code, error.said)
+                if not parameters:
                     raise
 
     def most_tries(self, error):
@@ -334,7 +339,9 @@ class Endpoint:
         if isinstance(error, TimeoutError):
             remedy = "raise --timeout, lower --concurrency or take a smaller model"
             return Failed(f"no answer within {s.timeout:g} seconds", remedy)
-        if isinstance(error, urllib.error.URLError):
+        # A host such as a..b cannot be encoded to be looked up; replies are only decoded
+        nameless = isinstance(error, UnicodeError) and not isinstance(error, UnicodeDecodeError)
+        if nameless or isinstance(error, urllib.error.URLError):
             remedy = "start the server, or correct address and port of --labeler"
             return Failed(f"{s.labeler} cannot be reached ({said})", remedy, general=True)
         if isinstance(error, ValueError):
@@ -392,11 +399,12 @@ def ask(endpoint, messages, stop):
         if cut:
             limit = f"--answer-tokens {endpoint.settings.answer_tokens}"
             remedy = "raise it, to 4000 for a model that thinks first"
-            raise Failed(f"the answer was cut at {limit}: {shown}", remedy)
+            raise Failed(f"the answer was cut at {limit}: {shown}", remedy, content=True)
         repair = f"That cannot be used, {problem}. Answer again, with the JSON object alone."
         answered = dict(role="assistant", content=content[:2000])
         messages = [*messages, answered, dict(role="user", content=repair)]
-    raise Failed(f"unusable answer, {problem}: {shown}", "try a larger model")
+    problem = f"unusable answer, {problem}: {shown}"
+    raise Failed(problem, "try a larger model", content=True)
 
 
 # All questions
@@ -463,19 +471,23 @@ def ask_missing(settings, rows, messages, keys, answers, path):
 
     failures = []
     in_a_row = 0
+    usable = len(missing) < len(keys)  # whether this model has given a usable answer, now or before
     progress = Progress(len(missing), "intents asked")
     try:
         results = in_background(ask_one, missing, settings.concurrency, stop)
         for done, (intent, answer) in enumerate(results, 1):
-            if isinstance(answer, Failed):
+            failed = isinstance(answer, Failed)
+            if failed:
                 failures.append(answer)
-                in_a_row += 1
             else:
                 row = dict(intent=intent, latent=rows[intent]["latent"], asked=keys[intent])
                 answers[keys[intent]] = row | answer
-                in_a_row = 0
-            first = in_a_row > 0 and len(failures) == 1
-            hopeless = in_a_row == HOPELESS or (done == in_a_row and answer.general)
+                usable = True
+            # Where some answers can be used, others that cannot say nothing of those to come
+            passed = not failed or (answer.content and usable)
+            in_a_row = 0 if passed else in_a_row + 1
+            first = failed and len(failures) == 1
+            hopeless = in_a_row == HOPELESS or (done == len(failures) and answer.general)
             said = f"first failure: {failures[0]}" if first else f"{len(failures)} failed"
             progress.show(done, said, keep=first or hopeless)
             if hopeless:
@@ -492,7 +504,8 @@ def ask_all(settings, rows, path):
     """Ask for all intents, several at a time -> (answer of each row, failures).
 
     An answer is a dict, None where it failed. The cache at `path` holds those that were given: they
-    are not asked again. Raises UserError if this is interrupted, or no question was answered.
+    are not asked again. Raises UserError if this is interrupted, if no question has an answer, or
+    if none was answered now and none can be.
     """
     messages = [label_messages(rows, intent, settings.seed) for intent in range(len(rows))]
     keys = [question_key(settings, asked) for asked in messages]
@@ -506,12 +519,15 @@ def ask_all(settings, rows, path):
         raise UserError(f"{problem}: the same command goes on") from error
     finally:
         signal.signal(signal.SIGTERM, before)
-    if failures and len(answers) == known:
-        problem = str(failures[0])
+    found = [answers.get(key) for key in keys]
+    if failures and len(answers) == known and (failures[-1].general or not any(found)):
+        problem = str(failures[-1])
+        left = found.count(None) - len(failures)
+        others = f" ({left} more were not asked)" if left else ""
         if len(failures) > 1:
-            problem = f"all {len(failures)} questions failed, the first since {problem}"
-        raise UserError(f"{problem}: {failures[0].remedy}")
-    return [answers.get(key) for key in keys], failures
+            problem = f"all {len(failures)} questions failed{others}, the last since {problem}"
+        raise UserError(f"{problem}: {failures[-1].remedy}")
+    return found, failures
 
 
 # Names
@@ -681,6 +697,10 @@ def label(settings):
     if failures:
         print(f"  first failure: {failures[0]}: {failures[0].remedy}")
     print(*lines, sep="\n", end="\n" if lines else "")
+    left = answers.count(None) - len(failures)
+    if left > 0:
+        reason = f"since {HOPELESS} in a row failed"
+        print(f"{left} were not asked, {reason}: run the same command again")
 
 
 def main(argv=None):

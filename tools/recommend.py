@@ -207,17 +207,17 @@ def best_first(scores, left_out):
 def evoked_by(intent, history, codes, titles, decay):
     """Titles of the items of a history, int32 [T], that carry an intent most -> list.
 
-    They are two at most, the second if it has at least half of what the first has; decay: what a
-    step back in time leaves of an item's code.
+    They are two at most, the second if it has at least half of what the first has; a repeated item
+    has the sum, as in equation (11). decay: what a step back in time leaves of an item's code.
     """
     items, values = codes.transposed.row(intent)
     code = dict(zip(items.tolist(), values.tolist()))
-    weights = []
+    weights = {}  # of items, the latest first
     for age, item in enumerate(reversed(history.tolist())):
-        weights.append((code.get(item, 0.0) * decay**age, -age, item))
-    strongest = sorted(weights, reverse=True)[:2]
-    enough = max(strongest[0][0] / 2, 1e-12)
-    return list(dict.fromkeys(titles[item] for weight, _, item in strongest if weight >= enough))
+        weights[item] = weights.get(item, 0.0) + code.get(item, 0.0) * decay**age
+    strongest = sorted(weights, key=weights.get, reverse=True)[:2]
+    enough = max(weights[strongest[0]] / 2, 1e-12)
+    return list(dict.fromkeys(titles[item] for item in strongest if weights[item] >= enough))
 
 
 @torch.no_grad()
@@ -368,11 +368,18 @@ def wish_lines(wishes, labels):
             yield f"  {words}: {said}{others}"
 
 
+def clear_title(item, data):
+    """An item's title -> str; with its id if others have the same."""
+    title = data.titles[item]
+    count = data.titles.count(title)
+    return title if count == 1 else f"{title} (id {data.items[item]}, one of {count} so titled)"
+
+
 def answer_lines(told, wishes, data, labels):
     """An Answer in lines for people."""
     steered = any(wishes)
     earlier = len(told.history[:-8])
-    shown = "; ".join(data.titles[item] for item in told.history[-8:])
+    shown = "; ".join(clear_title(item, data) for item in told.history[-8:])
     yield "history: " + (f"{earlier} earlier; " if earlier else "") + shown
     for intent, strength, titles in told.personal:
         kind = "attends to" if strength is None else f"personal intent {strength:.2f}"
@@ -531,11 +538,13 @@ def recommend(settings):
     folder = Path(settings.run)
     data = run_dataset(settings.run, settings.data)
     device = pick_device(settings.device)
+    # Before a text becomes an item, which no history can hold
+    history = asked_history(settings, data) if given_histories(settings) else None
     text = []
     if settings.text.strip():
         code = text_code(folder, settings.text, data, device)
         text = text_rows(code, read_intents(folder))
-        if not given_histories(settings):
+        if history is None:
             say(settings, dict(text=text), text_lines(text))
             return
     model = load_model(folder, settings.model, data, device)
@@ -557,7 +566,6 @@ def recommend(settings):
     if settings.all_users:
         write_lists(settings, model, data, labels, shift, left_out)
         return
-    history = asked_history(settings, data)
     told = answer(model, codes, data, history, settings.top, shift, left_out, always)
     lines = list(answer_lines(told, wishes, data, labels))
     row = answer_json(told, data, labels)

@@ -141,7 +141,10 @@ def shorter(data):
     kept = len(intents)
     while kept > 1:
         kept = kept * 4 // 5
-        data = data | dict(intents=densest(intents, kept))
+        listed = densest(intents, kept)
+        shown = {row["intent"] for row in listed}
+        listed = [row | dict(neighbours=among(shown, row["neighbours"])) for row in listed]
+        data = data | dict(intents=listed)
         yield "intents", f"intents to the {kept:,} densest", data
 
 
@@ -176,6 +179,11 @@ def densest(rows, count):
     """The rows of the highest density, at most `count`, in their order -> list of dict."""
     first = sorted(rows, key=lambda row: -row["density"])[:count]
     return sorted(first, key=lambda row: row["intent"])
+
+
+def among(shown, pairs):
+    """Those of pairs [[intent, cosine], ...] whose intent is in the set `shown` -> list."""
+    return [pair for pair in pairs if pair[0] in shown]
 
 
 # The map of intents
@@ -374,7 +382,7 @@ def intents_section(folder, intents, data, users, settings):
         items = [number_of[item] for item in row["items"]]
         row["items"] = [[data.titles[v], round(code[v], 3) if v in code else None] for v in items]
         row["item_count"] = carried[intent] or None  # what was judged to be no intent lost them
-        row["neighbours"] = [pair for pair in beside[intent] if pair[0] in shown]
+        row["neighbours"] = among(shown, beside[intent])
         if users is not None:
             row["users"] = users[intent]
         section.append(row)
@@ -383,9 +391,10 @@ def intents_section(folder, intents, data, users, settings):
 
 def library_section(rows):
     """Figures on all rows of intents.jsonl, listed or not -> dict; no median of nothing: None."""
-    measured = judged_intents(rows)
-    none = sum(not row.get("is_intent", True) for row in rows)
-    section = dict(intents=len(rows) - none, none=none, measured=len(measured))
+    kept = [row for row in rows if row.get("is_intent", True)]
+    measured = judged_intents(kept)
+    none = len(rows) - len(kept)
+    section = dict(intents=len(kept), none=none, measured=len(measured))
     for key in ("detection_auroc", "permuted_auroc"):
         found = [row[key] for row in measured if row[key] is not None]
         section[key] = statistics.median(found) if found else None
@@ -458,10 +467,12 @@ def read_result(folder, name, section):
 
 
 def metrics_section(metrics):
-    """What metrics.json says -> dict; `models` are rows of the page, `ndcg` is by model."""
-    ndcg = {name: one["NDCG@10"] for name, one in metrics["models"].items()}
-    said = dict(protocol=metrics["protocol"], seed=metrics["seed"])
-    return said | dict(models=models_section(metrics), ndcg=ndcg)
+    """What metrics.json says -> dict; `models` are rows of the page, `measured` is by model."""
+    said = dict(protocol=metrics["protocol"])
+    seed = metrics["seed"]  # one, or a list of those that the models have
+    said["seeds"] = seed if isinstance(seed, list) else [seed]
+    said["measured"] = {name: dict(one) for name, one in metrics["models"].items()}
+    return said | dict(models=models_section(metrics))
 
 
 def models_section(metrics):
@@ -486,6 +497,27 @@ def interval(differences):
     return [mean, mean - 1.96 * error, mean + 1.96 * error]
 
 
+def check_measured(models, found, metrics, folder):
+    """Refuse a metrics.json that is not of these models: raises UserError.
+
+    models: {name: model}; found: {name: its `user_metrics` now}; metrics: of `metrics_section`.
+    """
+    path = folder / "metrics.json"
+    remedy = f"make it again with `eval.py --run {folder}`"
+    for name, model in models.items():
+        seed = model.settings.seed
+        if seed not in metrics["seeds"]:
+            seeds = ", ".join(map(str, metrics["seeds"]))
+            raise UserError(f"{path} is of seed {seeds}, but {name} is of {seed} now: {remedy}")
+        for metric, values in found[name].items():
+            mean = metrics["measured"][name].get(metric)
+            now = float(values.mean())
+            # Machines round differently, which may move a rank of many users, hardly of few
+            if mean is not None and abs(mean - now) > min(2 / len(values), 1e-3):
+                problem = f"{path} says {metric} {mean:.5f} of {name}, which has {now:.5f} now"
+                raise UserError(f"{problem}: {remedy}")
+
+
 def compared_section(models, data, metrics, folder):
     """How models differ from SASRec, or else from popularity, user by user -> dict.
 
@@ -498,12 +530,7 @@ def compared_section(models, data, metrics, folder):
         control = "popularity"
         score[control] = popularity_scores(data)
     found = {name: user_metrics(rank_users(one, data, "test")) for name, one in score.items()}
-    for name in models:
-        mean = metrics["ndcg"][name]
-        now = float(found[name]["NDCG@10"].mean())
-        if mean is not None and abs(mean - now) > 2 / len(data.users):  # beyond rounding
-            problem = f"{folder / 'metrics.json'} says NDCG@10 {mean:.4f} of {name}, which has"
-            raise UserError(f"{problem} {now:.4f} now: make it again with `eval.py --run {folder}`")
+    check_measured(models, found, metrics, folder)
     rows = []
     for name in reversed([name for name in models if name != control]):
         differences = {key: interval(v - found[control][key]) for key, v in found[name].items()}
@@ -643,10 +670,10 @@ def load_models(folder, metrics, data, settings):
     """
     models = {}
     for name in MODELS:
-        there = name in metrics["ndcg"] and (folder / f"{name}.safetensors").is_file()
+        there = name in metrics["measured"] and (folder / f"{name}.safetensors").is_file()
         if there or name == settings.model:
             models[name] = load_model(folder, name, data, pick_device(settings.device))
-    if settings.model not in metrics["ndcg"]:
+    if settings.model not in metrics["measured"]:
         problem = f"{folder / 'metrics.json'} is older than the run's {settings.model}"
         raise UserError(f"{problem}: make it again with `eval.py --run {folder}`")
     return models
@@ -679,7 +706,7 @@ def run_content(folder, settings):
     counts = dict(users=len(data.users), items=len(data.items) - 1)
     counts |= dict(interactions=len(data.flat), texts=len(data.texts))
     version = torch.__version__.split("+")[0]
-    seeds = str(metrics["seed"]).strip("[]")  # one, or a list of those that the models have
+    seeds = ", ".join(map(str, metrics["seeds"]))
     content = dict(
         title=f"{data.folder.name}: what the intents found, and what they are worth",
         dataset=dict(name=data.folder.name) | counts,

@@ -467,7 +467,7 @@ def test_a_model_whose_answers_are_all_unusable(fails, run, server, monkeypatch,
     before = (run / "intents.jsonl").read_bytes()
     count = len(read_intents(run))
     problem = f'unusable answer, "label" repeats the instructions: "{content[:80]}": try a larger'
-    fails(tool.main, command(run, server), f"all {count} questions failed, the first", problem)
+    fails(tool.main, command(run, server), f"all {count} questions failed, the last", problem)
     assert (run / "intents.jsonl").read_bytes() == before and cached(run) == []
     assert len(server.asked) == 2 * count
 
@@ -544,6 +544,22 @@ def test_what_worked_once_is_not_given_up_for_later_trouble(run, server):
     assert all("response_format" in body for body in parameters(server))
 
 
+def test_parameters_that_another_thread_has_found_are_tried(server):
+    """As where two were refused the same, and one was faster."""
+    endpoint = tool.Endpoint(tool.LabelSettings(labeler=server.url, model="m"))
+    found = dict(temperature=0)
+
+    def takes(body):
+        if "response_format" in body:
+            endpoint.worked = found
+            return 400, "what?"
+
+    server.takes = takes
+    server.otherwise = "say yes"
+    assert endpoint.chat([], threading.Event()) == ("yes", False)
+    assert parameters(server)[1:] == [found]
+
+
 NO_PAGE = "404 page not found"
 NO_MODEL = '{"error": {"message": "model m not found, try pulling it first"}}'
 
@@ -605,7 +621,9 @@ def test_when_every_request_fails(fails, run, server, monkeypatch, trouble, requ
     server.otherwise = trouble
     before = (run / "intents.jsonl").read_bytes()
     argv = command(run, server, "--tries", 2, "--timeout", 0.1)
-    fails(tool.main, argv, "all 3 questions failed, the first since", *words)
+    left = len(read_intents(run)) - 3
+    problem = f"all 3 questions failed ({left} more were not asked), the last since "
+    fails(tool.main, argv, problem, *words)
     bodies = [body for _, body in server.asked if "response_format" not in body]
     assert bodies.count(bodies[0]) == requests
     assert (run / "intents.jsonl").read_bytes() == before
@@ -618,6 +636,20 @@ def test_an_endpoint_that_is_not_there(fails, run, server):
     fails(tool.main, command(run, server), *words)
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+def test_a_host_that_no_name_can_have(fails, run, server, monkeypatch, host):
+    monkeypatch.setenv("no_proxy", "*")
+    server.url = f"http://{host}/v1"
+    words = [f"{server.url} cannot be reached (Unicode", "correct address and port"]
+    fails(tool.main, command(run, server), *words)
+
+
+def test_a_reply_that_is_no_unicode_came_from_somewhere(fails, run, server):
+    server.otherwise = "200"
+    server.said = b"\xff"
+    fails(tool.main, command(run, server), "gave no chat completion (UnicodeDecodeError")
+
+
 def test_an_endpoint_that_breaks_down_is_left_alone(run, server, monkeypatch, capsys):
     monkeypatch.setattr(tool, "HOPELESS", 3)
     server.script = ["ok", "400", "400", "ok"]
@@ -626,7 +658,56 @@ def test_an_endpoint_that_breaks_down_is_left_alone(run, server, monkeypatch, ca
     rows = label(run, server)
     assert len(server.asked) < len(rows)
     assert sum("is_intent" in row for row in rows) == 2
-    assert f"{len(rows) - 2} keep their label: there is no answer" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{len(rows) - 2} keep their label: there is no answer" in out
+    left = f"{len(rows) - 7} were not asked, since 3 in a row failed: run the same command again"
+    assert out.splitlines()[-2] == left  # above how long it took
+
+
+def test_unusable_answers_do_not_end_it_once_one_was_usable(run, server, monkeypatch, capsys):
+    """Neither in one run, nor in the next, which begins with the same questions."""
+    monkeypatch.setattr(tool, "HOPELESS", 3)
+
+    def unnamed(*more):
+        rows = label(run, server, *more)
+        return [number for number, row in enumerate(rows) if "is_intent" not in row]
+
+    server.script = ["ok", *["say no"] * 8, "length cut"]
+    assert unnamed() == [1, 2, 3, 4, 5]
+    server.script = ["say no"] * 6
+    assert unnamed() == [1, 2, 3]
+    server.script = ["ok", "400", "400", "say no", "say no", "400", "400"]  # never three in a row
+    assert unnamed("--model", "other") == [1, 2, 3, 4, 5]
+    assert "not asked" not in capsys.readouterr().out
+
+
+def test_unusable_answers_alone_end_it(fails, run, server, monkeypatch):
+    monkeypatch.setattr(tool, "HOPELESS", 3)
+    server.otherwise = "say no"
+    left = len(read_intents(run)) - 3
+    problem = f"all 3 questions failed ({left} more were not asked), the last since unusable"
+    fails(tool.main, command(run, server), problem, "try a larger model")
+
+
+@pytest.mark.parametrize("trouble", ["say no", "400"])
+def test_answers_that_are_kept_can_be_used_though_all_others_fail(run, server, trouble):
+    server.script = ["ok", *[trouble] * 3 * (1 + (trouble == "say no"))]
+    rows = label(run, server)
+    server.otherwise = trouble
+    assert label(run, server, "--names-only") == rows
+    judged = label(run, server, "--trust")
+    assert sum("is_intent" in row for row in judged) == len(rows) - 3
+
+
+def test_what_would_fail_for_all_is_refused_though_answers_are_kept(fails, run, server):
+    """Also if it is not the first failure."""
+    server.script = ["ok", "400", "400"]
+    label(run, server)
+    before = (run / "intents.jsonl").read_bytes()
+    server.script = ["say no", "say no", "401"]
+    words = ("all 2 questions failed, the last since the server refuses the key", "OPENAI_API_KEY")
+    fails(tool.main, command(run, server), *words)
+    assert (run / "intents.jsonl").read_bytes() == before
 
 
 def heed_interrupts():

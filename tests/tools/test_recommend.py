@@ -86,6 +86,8 @@ def test_what_evokes_an_intent_by_hand():
     assert tool.evoked_by(1, history, CODES, titles, 1.0) == ["two"]
     assert tool.evoked_by(0, history[1:2], CODES, titles, 1.0) == []
     assert tool.evoked_by(0, np.array([1, 1], np.int32), CODES, titles, 1.0) == ["one"]
+    repeated = np.array([2, 2, 1], np.int32)  # item 2 has .9 + .81, more than half of item 1's 2
+    assert tool.evoked_by(0, repeated, CODES, titles, 0.9) == ["one", "two"]
 
 
 def test_the_largest_terms_by_hand():
@@ -153,6 +155,7 @@ def test_names_are_compared_without_case_accents_and_turned_articles():
         "The Matrix (1999)": "matrix, the (1999)",
         "L\u00e9on;  a film": "leon; A film",
         "Stra\u00dfe": "STRASSE",
+        "L'Enfer (1994)": "Enfer, L' (1994)",
     }.items():
         assert asked.fold(one) == asked.fold(other)
     assert asked.fold("\u304c") != asked.fold("\u304b")  # the marks of kana make other letters
@@ -277,14 +280,32 @@ def test_titles_are_found_without_their_year_and_the_first_of_equal_ones():
     assert asked.find_titles(Films, "solaris; SOLARIS (2002); 2001") == [1, 2, 3]
     assert asked.find_titles(Films, "Gate; steins; gate; 2001;Steins;Gate (2011)") == [7, 4, 3, 4]
     assert asked.find_titles(Films, "th\u00e9;the") == [5, 6]  # an accent is heeded if it decides
+    assert asked.find_titles(Films, "solaris; 2001; ;") == [1, 3]
 
 
 def test_titles_are_found_without_their_article():
     class Films:
-        titles = ["", "The Matrix (1999)", "Matrix (1993)", "Full Monty, The (1997)", "Les Miserables"]
+        titles = [
+            "", "The Matrix (1999)", "Matrix (1993)", "Full Monty, The (1997)", "Les Miserables",
+            "L' Enfer (1994)",
+        ]  # fmt: skip
 
     assert asked.find_titles(Films, "matrix; the matrix; Matrix, The (1999)") == [2, 1, 1]
     assert asked.find_titles(Films, "full monty; Full Monty (1997); miserables") == [3, 3, 4]
+    assert asked.find_titles(Films, "enfer; L'Enfer; l' enfer; L'Enfer (1994)") == [5, 5, 5, 5]
+
+
+def test_an_item_whose_title_others_share_is_shown_with_its_id(tiny_run, monkeypatch, capsys):
+    data = saerec.run_dataset(tiny_run)
+    titles = [*data.titles[:-1], data.titles[1]]
+    monkeypatch.setattr(tool, "run_dataset", lambda *_: dataclasses.replace(data, titles=titles))
+    command = ["--run", str(tiny_run), "--device", "cpu"]
+    asking = ["--history-titles", f"{titles[2]}; {titles[1]}"]
+    assert tool.main([*command, *asking]) == 0
+    first = f"{titles[1]} (id {data.items[1]}, one of 2 so titled)"
+    assert f"history: {titles[2]}; {first}\n" in capsys.readouterr().out
+    assert tool.main([*command, "--history", data.items[-1]]) == 0
+    assert f"history: {titles[1]} (id {data.items[-1]}, one of 2" in capsys.readouterr().out
 
 
 def densest(run):
@@ -535,6 +556,13 @@ def test_a_new_item_is_steered_as_the_others_are(encoded_run, ask, capsys):
     assert found["--less"][0]["steered"] < found["--less"][0]["score"]
 
 
+def test_a_history_never_holds_the_new_item(encoded_run, fails):
+    text = ["--run", encoded_run, "--text", "a thing", "--device", "cpu"]
+    fails(tool.main, [*text, "--history", "i1 bogus"], "no item 'bogus'")
+    titles = ["--history-titles", "the new item; Thing 1"]
+    fails(tool.main, [*text, *titles], "no item titled 'the new item'")
+
+
 def test_what_was_judged_no_intent_is_none_of_a_text(encoded_run, tmp_path, ask):
     data = saerec.run_dataset(encoded_run)
     item = items_with_intents(encoded_run, data)[0]
@@ -729,7 +757,8 @@ def test_questions_that_cannot_be_answered(fails, tiny_run):
     refuses(["--history", "i1 i999"], "no item 'i999'", "i9")
     refuses(["--history", "i1 ~"], "no item '~'", "none is near")
     refuses(["--history-titles", "Thing 1; Thong 2"], "no item titled 'Thong 2'", "Thing 2")
-    refuses(["--history-titles", "Thing 1; "], "no item titled ''")
+    refuses(["--history-titles", "Thing 1;; Thing 2"], "no item titled ''")
+    refuses(["--history-titles", ";"], "no item titled ''")
     refuses(["--history-titles", "~"], "no item titled '~'", "none is near")
     refuses(["--history", "i1,i7"], "no item 'i1,i7'", "ids are parted by spaces")
     refuses(["--history-titles", "Thing 1, Thing 7"], "titles are parted by semicolons")

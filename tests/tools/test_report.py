@@ -188,6 +188,16 @@ def test_the_least_dense_intents_go_first(limit):
     assert all(len(row["texts"]) == 2 and len(row["weak"]) == 1 for row in shown["intents"])
 
 
+def test_neighbours_that_are_left_out_are_not_mentioned():
+    intents = many_intents(100, "a text")
+    for row in intents:
+        row["neighbours"] = [[99 - row["intent"], 0.5], [99, 0.25]]
+    for _, _, data in report.shorter(dict(intents=intents)):
+        shown = {row["intent"] for row in data["intents"]}
+        assert all(pair[0] in shown for row in data["intents"] for pair in row["neighbours"])
+    assert [row["neighbours"] for row in data["intents"]] == [[[99, 0.25]]]
+
+
 def test_what_cannot_fit_is_shown_all_the_same():
     data = example("long " * 1000)
     data["users"]["rows"] *= 40
@@ -234,6 +244,11 @@ def test_the_page_never_makes_markup_of_data():
         assert word not in HTML, word
     for _, attributes in Page(HTML).elements:
         assert not any(name.startswith("on") for name in attributes)
+
+
+def test_the_page_copies_no_list_to_add_to_it():
+    """Which takes a popular intent's time squared."""
+    assert not re.search(r"\.set\([^;]*\[\.\.\.", HTML)
 
 
 def test_every_key_has_its_place():
@@ -423,6 +438,42 @@ def test_metrics_of_other_models_are_refused(run, fails):
     fails(report.main, ["--run", run, "--device", "cpu"], *words)
 
 
+@pytest.mark.parametrize(("seed", "said"), [(1, "1"), ([1, 12], "1, 12")])
+def test_metrics_of_another_seed_are_refused(run, fails, seed, said):
+    path = run / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(seed=seed)))
+    words = (f"{path} is of seed {said}, but sasrec is of 0 now: make it again", "eval.py --run")
+    fails(report.main, ["--run", run, "--device", "cpu"], *words)
+
+
+@pytest.mark.parametrize("metric", ["HR@5", "NDCG@20", "MRR"])
+def test_every_metric_must_be_that_of_the_models(run, fails, metric):
+    """Of few users exactly, but for rounding."""
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["models"]["grounded"][metric] += 1e-4
+    path.write_text(json.dumps(metrics))
+    content_of(run)
+    metrics["models"]["grounded"][metric] += 2e-3
+    path.write_text(json.dumps(metrics))
+    words = (f"{path} says {metric}", "of grounded", "eval.py --run")
+    fails(report.main, ["--run", run, "--device", "cpu"], *words)
+
+
+def test_of_many_users_rounding_may_move_one(tiny_run):
+    """A metric of 10,000 may differ by 2 in 10,000."""
+    models = dict(sasrec=load_model(tiny_run, "sasrec", saerec.run_dataset(tiny_run)))
+    ranks = torch.arange(1, 10_001).double()
+    found = dict(sasrec=saerec.user_metrics(ranks))
+    measured = saerec.ranking_metrics(ranks)
+    metrics = dict(seeds=[0], measured=dict(sasrec=measured))
+    measured["HR@10"] += 1.9e-4
+    report.check_measured(models, found, metrics, tiny_run)
+    measured["HR@10"] += 0.2e-4
+    with pytest.raises(UserError, match="says HR@10 0.00121 of sasrec, which has 0.00100 now"):
+        report.check_measured(models, found, metrics, tiny_run)
+
+
 def test_what_was_measured_with_other_intents_is_left_out(run, capsys):
     """As after the same run was made again with other settings."""
     found = dict(recovery=[dict(method="SAE", recovered=0.5)])
@@ -438,8 +489,7 @@ def test_what_was_measured_with_another_model_is_left_out(run, capsys, name):
     assert steer.main(["--run", str(run), "--strengths", "1", "--device", "cpu"]) == 0
     assert "steering" in content_of(run)
     tensors, meta = saerec.load_artifact(run / name, "")
-    meta["settings"]["seed"] = 1
-    saerec.write_artifact(run / name, tensors, meta)
+    saerec.write_artifact(run / name, tensors, meta | dict(remark="another file"))
     if name == "intents.safetensors":  # which models refuse that were made from another
         for model in ("grounded", "saerec"):
             (run / f"{model}.safetensors").unlink()
@@ -549,7 +599,7 @@ def test_figures_on_intents_are_of_all_whatever_is_listed(run):
     for number, row in enumerate(rows):
         row |= dict(detection_auroc=number / 100, permuted_auroc=None, detection_texts=3)
     rows[0] |= dict(detection_texts=2)  # too few to be judged by
-    rows[1] |= dict(is_intent=False, detection_auroc=None)
+    rows[1]["is_intent"] = False  # and none of what is measured, whatever its texts
     saerec.write_rows(run / "intents.jsonl", rows)
     library = content_of(run, "--intents", "4")["library"]
     counts = dict(intents=len(rows) - 1, none=1, measured=len(rows) - 2)
