@@ -312,8 +312,9 @@ def terms_of(text):
             if word in PARTICLES:
                 particles += f"{word} "
                 continue
-            gap = "" if ideograph and IDEOGRAPHS.match(before) and not particles else " "
-            terms |= {f"{particles}{word}", f"{before}{gap}{particles}{word}".strip()}
+            joined = ideograph and IDEOGRAPHS.match(before) and not particles  # 北京 has no space
+            pair = f"{before}{'' if joined else ' '}{particles}{word}"
+            terms |= {f"{particles}{word}", pair.strip()}
             before = word
             particles = ""
     return terms
@@ -336,7 +337,7 @@ def alike(term, other):
 
 
 def same_stem(one, two):
-    """Whether two words differ by a final s alone, or begin alike for long, as west and western."""
+    """Whether two words differ in final s's alone, or begin alike for long, as west and western."""
     shared = len(os.path.commonprefix([one, two]))
     return one.rstrip("s") == two.rstrip("s") or shared >= max(4, len(one) - 3, len(two) - 3)
 

@@ -73,7 +73,11 @@ def read_intents(folder):
 
 
 def judged_intents(rows):
-    """The rows of intents.jsonl that fire on enough held-out texts for their AUROC to say much."""
+    """The rows of intents.jsonl that fire on enough held-out texts for their AUROC to say much.
+
+    Not those that tools/label.py found to be no intents.
+    """
+    rows = [row for row in rows if row.get("is_intent", True)]
     rows = [row for row in rows if row["detection_auroc"] is not None]
     return [row for row in rows if row["detection_texts"] >= 3]
 
@@ -81,7 +85,8 @@ def judged_intents(rows):
 def describe_library(rows, top):
     """Lines on the rows of intents.jsonl: how well keywords detect them, and the best ones."""
     judged = judged_intents(rows)
-    said = f"{len(rows)} intents; {len(judged)} fire on 3 held-out texts or more"
+    intents = sum(row.get("is_intent", True) for row in rows)
+    said = f"{intents} intents; {len(judged)} fire on 3 held-out texts or more"
     if judged:
         auroc = median(row["detection_auroc"] for row in judged)
         said += f", and their keywords detect these with AUROC {auroc:.2f} in the median"

@@ -21,7 +21,7 @@ SAERec (arXiv 2606.18897); the u of (2) is now a
 Grounded (ours; D4 and D5 in docs/method.md)
     Y_v = e_v + sum_j code_vj p_j                               Grounded.item_table          (10)
     r_j = idf_j sum_(i <= t) decay^(t - i) code_(item i) j      Grounded.history_intents     (11)
-    s_v = <u, Y_v> + m sum_j r_j code_vj                        Grounded.scores              (12)
+    s_v = <u, Y_v> + m sum_j r_j code_vj, the 20 largest r_j    Grounded.scores              (12)
 
 (2) and (11) read the past of a position, all else the position alone (and df, a running count over
 batches), so one pass over a row of items trains every prefix of it (D3).
@@ -100,7 +100,7 @@ def dropout(x, p, training):
         return x
     bits = x.new_empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     drawn = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform, -2^15 to 2^15 - 1
-    return x * (drawn >= round((p - 0.5) * 2**16)).div(1 - p)
+    return x * (drawn >= round((p - 0.5) * 2**16)).div(1 - p).to(x.dtype)
 
 
 class Attention(torch.nn.Module):
@@ -285,7 +285,7 @@ class SAERec(SASRec):
         r, chosen = (similarity * idf).topk(self.settings.personal)  # (P, k)
         if self.training:
             top = similarity.topk(self.settings.personal)
-            count = torch.zeros(len(z), device=h.device)  # (J+1,) positions: of intents; last, all
+            count = torch.zeros(len(z), device=h.device)  # (J+1,) positions per intent, last all
             count.index_add_(0, top.indices.flatten(), (top.values > 0).float().flatten())
             count[-1] = len(h)
             sum_over_processes(count)
@@ -355,7 +355,8 @@ class Grounded(SASRec):
         Only the strongest intents of a position are kept, the others are 0.
         """
         t = torch.arange(items.shape[1], device=items.device)
-        faded = (float(self.settings.decay) ** (t[:, None] - t)).tril()  # (T, T), of item i at t
+        # Row t weighs item i <= t by decay^(t - i)
+        faded = (float(self.settings.decay) ** (t[:, None] - t)).tril()  # (T, T)
         carried = self.codes.gather(items.flatten()).dense()  # (B T, J)
         with torch.amp.autocast(items.device.type, enabled=False):  # exact on a GPU too
             r = (faded @ carried.view(*items.shape, -1)).flatten(0, 1)[wanted]  # (P, J)
@@ -375,7 +376,7 @@ class Grounded(SASRec):
 
     def scores(self, state, table):
         """Equation (12)."""
-        # Adding the match as it lies would take longer than to lay it as the scores are
+        # The match lies transposed: to copy it first is faster than to add it so
         return super().scores(state, table) + self.match(state.r).contiguous()
 
     def reasons(self, state, item):
@@ -435,11 +436,11 @@ class CrossEntropy(torch.autograd.Function):
                 scores += match(r[at]).T[1:]
             own = scores.gather(0, target[None, at])[0]  # (rows,)
             highest = scores.amax(0)  # (rows,)
-            shares = scores.sub_(highest).exp_()  # (V, rows), of softmax, but for their total
-            total = shares.sum(0)  # (rows,)
+            exps = scores.sub_(highest).exp_()  # (V, rows); softmax is exps / total
+            total = exps.sum(0)  # (rows,)
             loss += weight[at] @ (highest + total.log() - own)
-            # d loss / d score is share - 1 for the target: what is divided are the narrow factors
-            slope = shares.scatter_add_(0, target[None, at], -total[None])  # (V, rows), times total
+            # d loss / d score is softmax, less 1 for the target; to divide what is narrow is cheaper
+            slope = exps.scatter_add_(0, target[None, at], -total[None])  # (V, rows), times total
             du[at] = slope.T @ table / total[:, None]
             dtable.addmm_(slope, u[at] * (weight[at] / total)[:, None])
         ctx.save_for_backward(du * weight[:, None], dtable)

@@ -123,10 +123,14 @@ class SAE(torch.nn.Module):
     @torch.no_grad()
     def start(self, x, random):
         """Begin at k-means centroids of standardized x [n, E]; random: torch.Generator."""
-        rows = F.normalize(kmeans(x, len(self.W_dec), random), dim=1)
+        centroids = kmeans(x, len(self.W_dec), random)
+        # Of fewer texts there are fewer. Other rows are drawn for each SAE: those that all had in
+        # common would be found again, and pass for intents
+        drawn = torch.randn(len(self.W_dec) - len(centroids), x.shape[1], generator=random)
+        rows = F.normalize(torch.cat([centroids, drawn.to(x.device)]), dim=1)
         if process_of()[0]:
             rows.zero_()  # all take those of the first process, bit for bit
-        self.W_dec[: len(rows)] = sum_over_processes(rows)
+        self.W_dec.copy_(sum_over_processes(rows))
         self.W_enc.copy_(self.W_dec)
         self.fit_gain(x)
 
@@ -196,7 +200,7 @@ def weighted_rows(table, codes):
 
 
 def auxk_loss(sae, x, x_hat, dead, k):
-    """(S4): the k most active dead latents rebuild the residual, which gives them a gradient again.
+    """(S4): the k most active dead latents rebuild the residual; those above 0 learn again.
 
     x, x_hat: [B, E]; dead: int64 [any]. The residual is detached, so living latents don't feel
     this. Gao et al. 2024, A.2.
@@ -234,7 +238,8 @@ def consensus(members, least=0.6):
     """Average SAEs where they agree -> (SAE, support int64 [M]).
 
     A latent of the first is averaged with the one of each other whose decoder row is nearest, if
-    their cosine is above `least`; support counts how many others have such a one.
+    their cosine is above `least`; support counts how many others have such a one, which two latents
+    that are alike may share.
     """
     first, *others = members
     sae = copy.deepcopy(first)
@@ -351,8 +356,8 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
             fvu, l0 = measure(sae, test)
             silent = sae.dead(seen, patience).float().mean().item()
             line = dict(member=member, step=before + step, loss=loss.item())
-            line["train_fvu"] = reconstruction.item()
-            log.append(line | dict(fvu=fvu, l0=l0, dead=silent))
+            line |= dict(train_fvu=reconstruction.item(), fvu=fvu, l0=l0, dead=silent)
+            log.append(line)
     unexplained = "not defined, held-out texts are equal" if fvu is None else f"{fvu:.3f}"
     said = f"FVU {unexplained} (noisy train {reconstruction:.3f})  L0 {l0:.1f}  dead {silent:.1%}"
     name = f"SAE {member}" if member else "average"
@@ -378,7 +383,7 @@ def train_sae(embeddings, held_out, settings, Model=SAE):
     total = s.members * s.steps + (more.steps if s.members > 1 else 0)
     untrained = Model(s.latents, s.active, embeddings.shape[1], s.seed)
     untrained.fit_scale(embeddings, train)
-    if not untrained.scale > 0:
+    if not untrained.scale > 1e-5 * untrained.mean.norm():  # equal texts differ by rounding
         raise UserError("all texts have the same embedding: embed them again, or bring others")
     progress = Progress(total, "sae step")
     members = []
@@ -441,9 +446,10 @@ class SparseRows:
 
     def gather(self, rows):
         """The given rows, int64 [n], one after the other -> SparseRows [n, columns]."""
-        bounds = cell_bounds(self.indptr.diff()[rows])
-        shift = (self.indptr[rows] - bounds[:-1]).repeat_interleave(bounds.diff())
-        cells = torch.arange(len(shift), device=shift.device) + shift
+        count = self.indptr.diff()[rows]
+        bounds = cell_bounds(count)
+        back = (self.indptr[rows] - bounds[:-1]).repeat_interleave(count)  # from new place to old
+        cells = torch.arange(len(back), device=back.device) + back
         return SparseRows(bounds, self.indices[cells], self.values[cells], self.columns)
 
     def dense(self):
@@ -587,9 +593,9 @@ def words_by_meaning(centers, spread, vectors, most=200):
     for part in vectors.split(4096):
         deviation = ((part @ spread) * part).sum(1).clamp_min(1e-12).sqrt()
         score = centers @ part.T / deviation  # (J, part)
-        best = score.topk(min(2, len(score)), dim=0).values  # (2, part)
-        rival = torch.where(score == best[0], best[-1], best[0])  # (J, part)
-        scores.append((score - rival.relu() / 2).half())  # there are J x words
+        first, second = F.pad(score, (0, 0, 0, 1)).topk(2, dim=0).values  # beside a row of 0: none
+        rival = torch.where(score == first, second, first)  # (J, part)
+        scores.append((score - rival / 2).half())  # there are J x words
     values, numbers = torch.cat(scores, 1).topk(min(most, len(vectors)))
     return values.float(), numbers
 
@@ -655,7 +661,7 @@ def build_library(vectors, codes, support, corpus, settings):
     intent.
     """
     every = torch.arange(len(vectors))
-    texts = torch.arange(len(codes.values))  # as if each were about an item of its own
+    texts = torch.arange(len(codes.values))  # each as an item of its own, from 0: V + 1 is N
     by_latent = item_codes(codes, texts, len(texts) - 1, every).transposed  # (M, N)
     text_item = torch.from_numpy(corpus.data.text_item).long()
     items = item_codes(codes, text_item, len(corpus.data.items) - 1, every).transposed  # (M, V+1)

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 import zipfile
 import zlib
 from pathlib import Path
@@ -153,7 +154,8 @@ def run_command(argv, doc, **commands):
         settings, function = parse(sys.argv[1:] if argv is None else list(argv), doc, commands)
         function(settings)
         if not getattr(settings, "json", False):  # whose output is for programs
-            print(f"done in {time.perf_counter() - started:.1f} s", flush=True)
+            print(f"done in {time.perf_counter() - started:.1f} s")
+        sys.stdout.flush()  # here, where what a pipe or a disk refuses is heeded
         return leave(0)
     except (UserError, FloatingPointError) as error:  # the latter: training diverged
         problem = str(error)
@@ -542,6 +544,7 @@ def keep_texts(path, digest, sequences, held_out, index):
     strange = []  # reviews of what their users, who have a line, don't have
     strangers = []  # reviews by users without a line
     fitting = 0
+    had = {}  # {user: items} of those who wrote
     for line, item, given, user, title in read_texts(path, digest, index):
         text, title = (one.encode("utf-8", "ignore").decode() for one in (given, title))
         counts["text(s) freed of half a character (a lone surrogate)"] += text != given
@@ -549,12 +552,14 @@ def keep_texts(path, digest, sequences, held_out, index):
             shown[item] = title
         elif text.strip() and not user:
             shown.setdefault(item, " ".join(text.split())[:70])
+        if user in sequences and user not in had:
+            had[user] = {*sequences[user]}
         if user and user not in sequences:
             if plain_id(user) in near:
                 problem = f"{user!r} has no line in sequences.txt, {near[plain_id(user)]!r} has"
                 raise UserError(f"{path} line {line}: user {problem}: write the same ids in both")
             strangers.append(f"line {line}: {user!r}")
-        elif user and item not in sequences[user]:
+        elif user and item not in had[user]:
             strange.append(f"line {line}: {user!r} about {item!r}")
         elif user:
             fitting += 1
@@ -570,8 +575,6 @@ def keep_texts(path, digest, sequences, held_out, index):
         problem = f"{said} their users had by sequences.txt ({[*strange, *strangers][0]}, ...)"
         remedy = 'write the same ids in both, or leave "user" out where it is not the author'
         raise UserError(f"{path}: only {problem}: {remedy}")
-    if not texts:
-        raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
     counts["review(s) of what their user has not in sequences.txt kept"] = len(strange)
     counts["review(s) by users without a line in sequences.txt kept"] = len(strangers)
     titles = ["", *(shown.get(item, f"item {item}") for item in index)]
@@ -579,8 +582,8 @@ def keep_texts(path, digest, sequences, held_out, index):
 
 
 def plain_id(name):
-    """An id less what programs change of it: case, outer space, leading zeros, .0 at the end."""
-    return name.strip().casefold().removesuffix(".0").lstrip("0")
+    """An id less what programs change: Unicode form, case, outer space, leading zeros, final .0."""
+    return unicodedata.normalize("NFKC", name).strip().casefold().removesuffix(".0").lstrip("0")
 
 
 def load_dataset(folder):
@@ -607,6 +610,8 @@ def load_dataset(folder):
     held_out = {user: sequences[user][-2:] for user in kept}
     path = dataset_file(folder, "texts.jsonl")
     texts, text_item, titles, counts = keep_texts(path, digest, sequences, held_out, index)
+    if not texts:
+        raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
     again = sum(sequences[user][-1] in sequences[user][:-1] for user in kept)
     counts["user(s) with fewer than 3 items left out"] = len(sequences) - len(kept)
     counts["item(s) without text kept, with no intents"] = len(items) - 1 - len(set(text_item))

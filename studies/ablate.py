@@ -62,6 +62,12 @@ class Row(NamedTuple):
         library = rivals.SAE_CHANGES.get(self.rival)
         return dict(model=Model, loss=self.loss.__name__, rival=self.rival, library=library)
 
+    def settings(self, base, flags):
+        """The ModelSettings base with this row's changes, less what flags for all rows have set."""
+        given = {word.split("=")[0] for word in flags.split()}
+        own = {name: value for name, value in self.changes.items() if f"--{name}" not in given}
+        return dataclasses.replace(base, **own)
+
 
 def baseline_rows():
     """Rows without intents of an SAE, and what neighbours add to a model."""
@@ -220,7 +226,6 @@ def finished(path, script, of_row, settings, data):
 def finish(name, data, settings):
     """Train the row of that name, unless an earlier run has -> (ranks, dict of what it took)."""
     row = ROWS[name]
-    settings = dataclasses.replace(settings, **row.changes)
     folder = Path(settings.run)
     slug = re.sub("[^a-z0-9]+", "-", name.lower())
     path = folder / f"ablation-{slug}-{settings.seed}.safetensors"
@@ -298,7 +303,8 @@ def ablate(settings):
     for seed in range(settings.seed, settings.seed + settings.seeds):
         one = dataclasses.replace(base, seed=seed, device=settings.device, data=settings.data)
         for name in names:
-            results[name].append(finish(name, data, one))
+            own = ROWS[name].settings(one, settings.model_flags)
+            results[name].append(finish(name, data, own))
     report = ablation_report(data, results, settings)
     print(*significance.report_table(report["rows"]), "", report["verdict"], sep="\n")
     significance.write_result(settings.run, "ablation", report, settings.out)

@@ -119,6 +119,19 @@ def bpr_ranks(data, settings, bpr=BPRSettings()):
 # Neighbours
 
 
+SHRINKS = (0, 10, 100)
+
+
+class Alike(NamedTuple):
+    """How much alike items are, symmetric and sparse: [V+1, V+1]."""
+
+    likeness: SparseRows
+
+    def sum(self, weights):
+        """sum_t weight_tb likeness_tv for all v: weights [V+1, B] -> [V+1, B]."""
+        return self.likeness.mix(weights)
+
+
 class Likeness(NamedTuple):
     """Inner products of items x_v [V+1, any], sparse: by which items are alike."""
 
@@ -138,20 +151,35 @@ class DenseLikeness(NamedTuple):
         return self.x @ (self.x.T @ weights)
 
 
+def bought_together(data):
+    """How many (interaction, interaction) of the same user each two items have, [V+1, V+1]."""
+    user, item = training_pairs(data).T
+    bounds = cell_bounds(torch.bincount(user, minlength=len(data.users)))
+    by_user = SparseRows(bounds, item.int(), torch.ones(len(item)), len(data.items))
+    beside = by_user.gather(user)  # of each interaction, all items of its user
+    cells = item[beside.rows_of_cells()] * len(data.items) + beside.indices
+    cells, count = cells.unique(return_counts=True)
+    bounds = cell_bounds(torch.bincount(cells // len(data.items), minlength=len(data.items)))
+    return SparseRows(bounds, (cells % len(data.items)).int(), count.float(), len(data.items))
+
+
 def users_likeness(data, run):
-    """Items are alike that the same users had: cosine of columns of the training interactions."""
-    count = torch.from_numpy(np.diff(data.start) - 2)
-    items = torch.from_numpy(data.training_items())
-    norm = torch.bincount(items).float()[items.long()].rsqrt()
-    by_user = SparseRows(cell_bounds(count), items, norm, len(data.items))
-    return Likeness(by_user.transposed)
+    """Items are alike that the same users had: cosine of columns of the training interactions.
+
+    -> an Alike for each shrinkage s: both_tv / (sqrt(n_t n_v) + s), so that few say little.
+    """
+    both = bought_together(data)
+    n = torch.bincount(torch.from_numpy(data.training_items()), minlength=len(data.items)).float()
+    norm = (n[both.rows_of_cells()] * n[both.indices]).sqrt()  # (cells,)
+    values = [both.values / (norm + shrink) for shrink in SHRINKS]
+    return [Alike(dataclasses.replace(both, values=one)) for one in values]
 
 
 def texts_likeness(data, run):
     """Items are alike whose mean texts are: their cosine, of texts as the SAE reads them."""
     own = load_run(run, data)
     mean = mean_texts(own.sae.standardize(own.embeddings), data)
-    return DenseLikeness(F.normalize(mean, dim=1))
+    return [DenseLikeness(F.normalize(mean, dim=1))]
 
 
 def intents_likeness(data, run):
@@ -159,7 +187,7 @@ def intents_likeness(data, run):
     codes = load_intents(run, data).codes
     idf = inverse_frequency(data.training_items(), codes)
     values = codes.values * idf[codes.indices].sqrt()
-    return Likeness(SparseRows(codes.indptr, codes.indices, values, codes.columns))
+    return [Likeness(SparseRows(codes.indptr, codes.indices, values, codes.columns))]
 
 
 LIKENESS = {"users": users_likeness, "texts": texts_likeness, "intents": intents_likeness}
@@ -202,10 +230,10 @@ def neighbour_ranks(data, settings, kind, Model=None):
     """Items like those of the history (Dacrema et al. 2019), alone or beside a model -> Outcome.
 
     settings: ModelSettings; kind: users, texts or intents; Model: a class to train, to whose scores
-    those of the neighbours are added. The decay, and the weight beside a model, are chosen on
-    validation.
+    those of the neighbours are added. The shrinkage, the decay, and the weight beside a model are
+    chosen on validation.
     """
-    alike = LIKENESS[kind](data, Path(settings.run))
+    likenesses = LIKENESS[kind](data, Path(settings.run))
     weights = (1.0,)
     parameters = 0
     if Model:
@@ -213,17 +241,17 @@ def neighbour_ranks(data, settings, kind, Model=None):
         weights = (0.1, 0.25, 0.5, 1.0)
         parameters = parameters_of(model)
 
-    def scores(part, decay, weight):
-        near = neighbour_scores(alike, data, part, settings.history, decay)
+    def scores(part, number, decay, weight):
+        near = neighbour_scores(likenesses[number], data, part, settings.history, decay)
         if not Model:
             return near
         return added(model_scores(model, data, part), near, weight)
 
     tried = {}
-    for one in itertools.product((1.0, 0.9, 0.7, 0.5), weights):
+    for one in itertools.product(range(len(likenesses)), (1.0, 0.9, 0.7, 0.5), weights):
         tried[one] = ranking_metrics(rank_users(scores("valid", *one), data, "valid"))["NDCG@10"]
     chosen = max(tried, key=lambda one: (tried[one], one))
-    print(f"chosen on validation: decay, weight {chosen}")
+    print(f"chosen on validation: likeness, decay, weight {chosen}")
     ranks = rank_users(scores("test", *chosen), data, "test")
     return Outcome(ranks, parameters, tried[chosen])
 

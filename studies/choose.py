@@ -31,10 +31,9 @@ class ChooseSettings(AblateSettings):
     out: str = setting("", "where to write a copy of RUN/choice.json", unit="path")
 
 
-def validation_score(name, data, base, seed):
-    """Train a row -> its best validation NDCG@10."""
+def validation_score(name, data, settings):
+    """Train a row with ModelSettings -> its best validation NDCG@10."""
     row = ROWS[name]
-    settings = dataclasses.replace(base, seed=seed, **row.changes)
     if row.rival:
         settings = dataclasses.replace(settings, run=rival_folder(row.rival, settings))
     _, log = train_model(new_model(row.Model, settings, data), data, row.loss)
@@ -51,7 +50,7 @@ def standard_error(values):
 
 
 def read_before(path, made_with):
-    """{row: {seed: NDCG@10}} of an interrupted run on the same data, intents and flags, or {}.
+    """{row: {seed: NDCG@10}} of an interrupted run on the same data, intents and settings, or {}.
 
     Raises UserError if the file is broken.
     """
@@ -72,10 +71,11 @@ def choose(settings):
             known = ", ".join(WITH_A_MODEL)
             raise UserError(f"--only: there is no row {name!r}; choose among {known}")
     data = run_dataset(settings.run, settings.data)
-    base = dataclasses.replace(base_settings(settings), device=settings.device)
+    base = dataclasses.replace(base_settings(settings), device=settings.device, data=settings.data)
     path = Path(settings.run) / "choice.json"
     made_with = dict(hash=data.hash, model_flags=settings.model_flags)
     made_with["intents"] = file_hash(path.with_name("intents.safetensors"))
+    made_with["changes"] = {name: row.changes for name, row in ROWS.items() if row.changes}
     valid = read_before(path, made_with)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     report = dict(dataset=data.folder.name, users=len(data.users), valid=valid) | made_with
@@ -84,7 +84,9 @@ def choose(settings):
             scores = valid.setdefault(name, {})
             if str(seed) not in scores:
                 print(f"{name}, seed {seed}")
-                scores[str(seed)] = validation_score(name, data, base, seed)
+                one = dataclasses.replace(base, seed=seed)
+                own = ROWS[name].settings(one, settings.model_flags)
+                scores[str(seed)] = validation_score(name, data, own)
                 write_lines(path, [json.dumps(report, indent=1)])
     for name in names:
         values = [valid[name][str(seed)] for seed in seeds]

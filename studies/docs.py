@@ -144,7 +144,8 @@ TUNED = {  # a row, and what is said of how it was tuned
         "on scientific's validation with seed 0. "
     ),
     "item kNN by users": (
-        "Item kNN's decay and its weight beside a model are chosen on validation, for each seed. "
+        "Item kNN's decay and its weight beside a model are chosen on validation, for each seed; "
+        "the weight of Grounded's match is its default. "
     ),
     "k-means": (
         "The weight of the match, .5, was chosen on validation for the SAE's codes, of an earlier "
@@ -775,6 +776,12 @@ def parts_clause(kinds):
     return ", ".join(f"{word} it for {', '.join(cells)}" for word, cells in said.items())
 
 
+def replaced_clause(kinds):
+    """What SAERec's list keeps with other intents in place of its own."""
+    absent, random = kinds["replaced"]
+    return f"{absent['kept']['mean']:.1%} and {random['kept']['mean']:.1%}"
+
+
 def stays_clause(kinds):
     """Whether SAERec's first personal intent needs the item that carries it most."""
     evoking, _, nearest = kinds["history"]
@@ -805,6 +812,13 @@ REASONS_SAID = (  # what, of which model, its rows, and what is said of each dat
         "saerec",
         "parts",
         parts_clause,
+    ),
+    (
+        "Its branches read the last item's vector besides the intents. What the list keeps where "
+        "they attend to no intents at all, and to random ones, in place of theirs",
+        "saerec",
+        "replaced",
+        replaced_clause,
     ),
     (
         "SAERec finds personal intents by the vector of the last item, not by codes, so an item "

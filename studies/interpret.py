@@ -41,7 +41,12 @@ COMPARED = {  # of `measure_stability`
     "texts": "intents among random texts",
     "floor": "intents among random directions",
 }
-DIRECTIONS = {"pca": "PCA", "kmeans": "k-means", "dense": "dense autoencoder"}
+DIRECTIONS = {
+    "pca": "PCA",
+    "kmeans": "k-means",
+    "kmeans-k": "k-means, K codes",
+    "dense": "dense autoencoder",
+}
 
 
 @dataclasses.dataclass(frozen=True)

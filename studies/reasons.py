@@ -14,6 +14,8 @@ history     "because you took X": the history without the item that evokes an it
 older       the same where X is older than that
 of SAERec, whose scores are sums of three parts,
 parts       u without a part, beside u without a random direction as long
+replaced    both branches attend to the absent intent in place of theirs, or to random ones: b and
+            c are made of h_t too, so that a part is not what the intents alone bring
 history     whether the first personal intent stays without the item that evokes it, as above
 and of both
 steering    "more of an intent", as tools/recommend.py's --more at strength 1: the shares of the
@@ -24,6 +26,7 @@ import dataclasses
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
@@ -45,6 +48,7 @@ STEPS = (1, 2, 3, 5)  # terms taken out, or kept
 CELLS = 2**22  # scores of listed items at a time
 DELETED = ("largest", "random", "most popular item's")
 INSERTED = DELETED[:2]
+REPLACED = ("no intents", "random intents")
 TAKEN = ("the item that evokes it", "a random item without it", "the nearest without it")
 
 
@@ -308,6 +312,35 @@ def part_ranks(asked, lists, random):
     return dict(parts=found)
 
 
+def replaced_ranks(asked, lists, random):
+    """Ranks of listed items where other intents stand in place of SAERec's own -> dict.
+
+    {"replaced": of (one of REPLACED, measure): as of `rank_measures`, [n].}
+    """
+    absent = asked.codes.columns  # J, see SAERec.add_parameters
+    s = asked.model.settings
+    personal = (len(lists.histories), s.personal)
+    chosen = {
+        REPLACED[0]: (torch.full(personal, absent), torch.full((s.public,), absent)),
+        REPLACED[1]: (
+            torch.randint(absent, personal, generator=random),
+            torch.randint(absent, (s.public,), generator=random),
+        ),
+    }
+    before = lists.ranks(lists.scores)
+    found = dict(user=lists.user)
+    for name, (own, of_all) in chosen.items():
+        with (
+            mock.patch.object(asked.model, "personal_intents", return_value=own),
+            mock.patch.object(asked.model, "public_intents", return_value=of_all),
+        ):
+            state = state_after(asked, lists.histories)
+        ranks = lists.ranks(asked.model.scores(state, asked.table))
+        measures = rank_measures(ranks, before)
+        found |= {(name, measure): values for measure, values in measures.items()}
+    return dict(replaced=found)
+
+
 def personal_changes(asked, lists, random):
     """What becomes of SAERec's first personal intent, see `changes_without`; no code fades."""
     first = lists.state.personal[lists.user, 0]
@@ -506,9 +539,10 @@ def grounded_report(asked, histories, seed):
 
 def saerec_report(asked, histories, seed):
     """Everything about SAERec's reasons -> dict of rows."""
-    measures = (part_ranks, personal_changes, steering_changes)
+    measures = (part_ranks, personal_changes, steering_changes, replaced_ranks)
     found = collect(asked, histories, measures, seed)
-    rows = dict(parts=part_rows(found["parts"], seed)) | history_rows(found, seed)
+    rows = dict(parts=part_rows(found["parts"], seed))
+    rows |= dict(replaced=named_rows(found["replaced"], seed)) | history_rows(found, seed)
     return rows | dict(steering=named_rows(found["steering"], seed))
 
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saerec import (  # noqa: E402
-    StageSettings, UserError, artifact_meta, file_hash, generator, load_artifact, run_command,
+    HERE, StageSettings, UserError, artifact_meta, file_hash, generator, load_artifact, run_command,
     run_dataset, save_artifact, setting, write_rows,
 )  # fmt: skip
 
@@ -52,6 +52,7 @@ SAE_CHANGES = {
     "twice-m": dict(latents=2),
     "seed": {},
 }
+CODE = (Path(__file__), HERE / "sae.py")  # which say what a kind is
 KINDS = ("random", "shuffled", "kmeans", "kmeans-k", "pca", "dense", "text", *SAE_CHANGES)
 
 
@@ -292,10 +293,10 @@ def build_rival(kind, run, folder, seed):
 
 
 def identity(settings):
-    """What a rival is made by, to know it again: kind, seed, factors, and the run's own intents."""
+    """What a rival is made by, to know it again: kind, seed, factors, code, the run's intents."""
     own = file_hash(Path(settings.run) / "intents.safetensors")
-    changes = SAE_CHANGES.get(settings.kind)
-    return dict(kind=settings.kind, seed=settings.seed, changes=changes, of=own)
+    made = dict(kind=settings.kind, seed=settings.seed, changes=SAE_CHANGES.get(settings.kind))
+    return made | dict(code=[file_hash(path)[:8] for path in CODE], of=own)
 
 
 def rival_of(out):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import embed
+import eval as evaluation
 import model
 import sae
 import saerec
@@ -171,6 +172,18 @@ def test_kmeans_starts_at_distinct_texts(seed):
     x = torch.cat([one, torch.tensor([[5.0, 0.0], [0.0, 5.0]])])
     centroids = sae.kmeans(x, 4, torch.Generator().manual_seed(seed), rounds=0)
     assert sorted(centroids.round().tolist()) == [[0.0, 5.0], [1.0, 1.0], [5.0, 0.0]]
+
+
+def test_saes_of_few_texts_agree_on_no_more_than_these():
+    """Two texts give two centroids; were the third row the same in all, it would be found twice."""
+    x = torch.tensor([[0.0, 3.0], [4.0, 0.0]])
+    members = [sae.SAE(3, 1, 2) for _ in range(2)]
+    for seed, member in enumerate(members):
+        member.start(x, torch.Generator().manual_seed(seed))
+    for member in members:
+        assert sorted(member.W_dec[:2].tolist()) == [[0, 1], [1, 0]]
+        assert member.W_dec[2].norm().item() == pytest.approx(1)
+    assert not torch.allclose(members[0].W_dec[2], members[1].W_dec[2])
 
 
 def test_saes_are_averaged_where_they_agree():
@@ -377,6 +390,17 @@ def test_neighbours_get_different_names():
     assert words[:, 0].tolist() == [0, 1]
     # 1 less half of .9 for the first; .6 x .9 + .8 x .3 = .78 less half of .68 for the second
     assert scores[:, 0].tolist() == pytest.approx([0.55, 0.44], abs=1e-2)
+    scores, _ = sae.words_by_meaning(centers[:1], torch.eye(2), vectors)
+    assert scores[0, 0].item() == pytest.approx(1, abs=1e-2)  # one intent has no rival
+
+
+def test_what_a_language_model_judged_to_be_none_is_not_counted():
+    row = dict(label="sea", texts=["a sea"], density=0.1, detection_auroc=0.9, detection_texts=3)
+    others = (dict(is_intent=True), dict(is_intent=False), dict(detection_auroc=None))
+    rows = [row, *(row | other for other in others)]
+    said = list(evaluation.describe_library(rows, top=5))
+    assert said[0].startswith("3 intents; 2 fire on 3 held-out texts or more") and "0.90" in said[0]
+    assert len(said) == 1 + 2 * 2  # of each judged one its label and a text
 
 
 def test_labels_differ():

@@ -390,6 +390,12 @@ def test_loss_is_the_cross_entropy_of_the_scores(Model):
     torch.testing.assert_close(model.catalogue_loss(net, as_batch(items, target, real)), expected)
 
 
+def test_dropout_keeps_the_type():
+    """On a GPU activations are bfloat16, and should stay so."""
+    x = torch.ones(6, dtype=torch.bfloat16)
+    assert model.dropout(x, 0.5, training=True).dtype == x.dtype
+
+
 def test_dropout_keeps_the_mean_and_drops_its_share():
     x = torch.full((400, 500), 3.0)
     dropped = model.dropout(x, 0.3, training=True)
@@ -1027,11 +1033,18 @@ def test_start_at_centroids_and_the_least_squares_gain():
 
 
 def test_fewer_texts_than_latents_leave_the_other_rows_at_random():
-    net = sae.SAE(32, 2, 24)
-    before = net.W_dec.detach().clone()
-    net.start(planted(10)[0], torch.Generator().manual_seed(0))
-    assert torch.equal(net.W_dec.data[10:], before[10:])
-    assert not torch.isclose(net.W_dec.data[:10], before[:10]).all(1).any()
+    """And not the same at random, which the average would take for what all of them found."""
+    x = planted(10)[0]
+    members = [sae.SAE(32, 2, 24) for _ in range(3)]
+    for seed, member in enumerate(members):
+        member.start(x, torch.Generator().manual_seed(seed))
+    texts = F.normalize(x, dim=1)
+    for member in members:
+        cosine = member.W_dec @ texts.T
+        assert (cosine[:10].max(1).values > 1 - 1e-5).all() and (cosine[10:].max(1).values < 0.9).all()
+        assert member.W_dec.norm(dim=1).tolist() == pytest.approx([1] * 32, abs=1e-5)
+    _, support = sae.consensus(members)
+    assert support[:10].tolist() == [2] * 10 and support[10:].sum() < 5  # a few by chance
 
 
 # Repeatable

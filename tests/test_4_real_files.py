@@ -71,13 +71,13 @@ def test_user_ids_written_otherwise_are_refused(tmp_path, fails):
     fails(saerec.main, ["check", folder], "only 0 of 5 reviews are of what", "line 1: 'u1'", "same ids")
 
 
-@pytest.mark.parametrize("other", ["7.0", "07", "ANN", " ann", "ann ", "Ann"])
+@pytest.mark.parametrize("other", ["7.0", "07", "ANN", " ann", "ann ", "Ann", "Jose\u0301"])
 def test_one_user_id_written_otherwise_is_refused(tmp_path, fails, other):
     """Though all others are right: the review of a held-out item would stay."""
-    sequences = "7 a b c d\nann a b c d\n"
+    sequences = "7 a b c d\nann a b c d\nJos\u00e9 a b c d\n"
     reviews = review("a", "ann") + review("a", "7") + review("a", "zoe") + review("d", other)
     folder = write_folder(tmp_path / "d", sequences, reviews)
-    known = "'7'" if "7" in other else "'ann'"
+    known = {"7": "'7'", "j": "'Jos\u00e9'"}.get(other.lstrip("0").lower()[0], "'ann'")
     words = ["texts.jsonl line 4", repr(other), f"{known} has: write the same ids in both"]
     fails(saerec.main, ["check", folder], *words)
 

@@ -99,7 +99,9 @@ def test_rivals_are_made_once_and_used_twice(everything):
     assert made == {f"{row.rival}-0" for row in ablate.ROWS.values() if row.rival}
     meta = saerec.artifact_meta(run / "rivals" / "half-k-0" / "intents.safetensors", "")
     own = saerec.file_hash(run / "intents.safetensors")
-    assert meta["rival"] == dict(kind="half-k", seed=0, changes=dict(active=0.5), of=own)
+    code = [saerec.file_hash(path)[:8] for path in (rivals.__file__, sae.__file__)]
+    known = dict(kind="half-k", seed=0, changes=dict(active=0.5), code=code, of=own)
+    assert meta["rival"] == known
 
 
 def test_rows_read_the_data_where_they_are_now(tiny_run, tiny_data, monkeypatch):
@@ -162,7 +164,7 @@ def test_a_changed_row_is_trained_again(tmp_path, tiny_run, capsys, monkeypatch)
     run = copy_run(tiny_run, tmp_path / "run")
     row = ablate.ROWS["SASRec"]
     for changed, trained in (
-        (row, 2), (row, 0), (row._replace(changes=dict(width=4)), 1), (row, 1),
+        (row, 2), (row, 0), (row._replace(changes=dict(lr=0.01)), 1), (row, 1),
         (row._replace(Model=baselines.GRU4Rec), 1),
     ):  # fmt: skip
         monkeypatch.setitem(ablate.ROWS, "SASRec", changed)
@@ -185,6 +187,19 @@ def test_a_changed_variant_of_the_sae_is_trained_again(tmp_path, tiny_run, capsy
         said = capsys.readouterr().out
         assert said.count(", seed ") == trained
         assert said.count("average: FVU") == (trained > 0)
+
+
+def test_flags_for_all_rows_win_over_what_a_row_changes(tiny_run, monkeypatch):
+    """Else a grid over them would train the same model at every point."""
+    trained = {}
+    monkeypatch.setattr(ablate, "finish", lambda name, data, one: trained.update({name: one}))
+    monkeypatch.setattr(ablate, "ablation_report", lambda *_: sys.exit(0))
+    for flags, match, dropout in (("", 0.12, 0.2), ("--match 0.5 --dropout=0.5", 0.5, 0.5)):
+        with pytest.raises(SystemExit):
+            command = ["--run", str(tiny_run), "--only", "k-means,GRU4Rec"]
+            ablate.main([*command, "--model-flags", flags])
+        assert trained["k-means"].match == match and trained["GRU4Rec"].dropout == dropout
+        assert trained["GRU4Rec"].lr == 3e-3  # of which the flags say nothing
 
 
 def test_references_are_trained_too():

@@ -99,14 +99,22 @@ def ranked(monkeypatch):
     return calls
 
 
+def likenesses_of(kind, data, run):
+    """How much alike items are, by each of what can be chosen -> list of [V+1, V+1]."""
+    if kind == "users":
+        users = range(len(data.users))
+        bought = [data.history(user, "valid") for user in users]
+        bought = np.array([np.bincount(items, minlength=len(data.items)) for items in bought])
+        norm = np.sqrt(np.outer(bought.sum(0), bought.sum(0))).clip(1)
+        return [bought.T @ bought / (norm + shrink) for shrink in (0, 10, 100)]
+    x = parts_of_items(kind, data, run)
+    return [x.T @ x]
+
+
 def parts_of_items(kind, data, run):
     """x_v of each item, in columns, so that likeness is their inner product -> [any, V+1]."""
     items = len(data.items)
     own = rivals.load_run(run, data)
-    if kind == "users":
-        users = range(len(data.users))
-        bought = [np.bincount(data.history(user, "valid"), minlength=items) for user in users]
-        return np.array(bought) / np.sqrt(np.sum(bought, 0)).clip(1)
     if kind == "texts":
         x = own.sae.standardize(own.embeddings)
         sums = [x[torch.from_numpy(data.text_item == item)].sum(0) for item in range(items)]
@@ -119,20 +127,20 @@ def parts_of_items(kind, data, run):
 
 @pytest.mark.parametrize("kind", ["users", "texts", "intents"])
 def test_item_knn_by_brute_force(tiny, ranked, kind):
-    """A user's score is a sum over the history; the best decay on validation is scored on test."""
+    """A user's score is a sum over the history; the best on validation is scored on test."""
     data, settings = tiny
-    parts = parts_of_items(kind, data, settings.run)
+    alike = likenesses_of(kind, data, settings.run)
     outcome = baselines.neighbour_ranks(data, settings, kind)
     *tried, (part, _, last) = ranked
-    decays = (1.0, 0.9, 0.7, 0.5)
+    ways = [*itertools.product(range(len(alike)), (1.0, 0.9, 0.7, 0.5))]
     reached = [saerec.ranking_metrics(ranks)["NDCG@10"] for _, _, ranks in tried]
-    chosen = max(range(4), key=lambda at: (reached[at], decays[at]))
-    assert [part for part, _, _ in tried] == ["valid"] * 4 and part == "test"
+    chosen = max(range(len(ways)), key=lambda at: (reached[at], ways[at]))
+    assert [part for part, _, _ in tried] == ["valid"] * len(ways) and part == "test"
     assert outcome.parameters == 0 and outcome.valid == max(reached) and outcome.ranks is last
-    for (part, score, _), decay in zip(ranked, [*decays, decays[chosen]]):
+    for (part, score, _), (number, decay) in zip(ranked, [*ways, ways[chosen]]):
         for user in range(len(data.users)):
             backwards = enumerate(data.history(user, part)[::-1])
-            expected = sum(decay**age * parts[:, item] @ parts for age, item in backwards)
+            expected = sum(decay**age * alike[number][item] for age, item in backwards)
             np.testing.assert_allclose(score[user].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -154,7 +162,7 @@ def test_item_knn_beside_a_model_adds_to_its_scores(tiny, ranked, Model):
     ranked.clear()
     outcome = baselines.neighbour_ranks(data, settings, "users", Model)
     assert outcome.parameters == sum(p.numel() for p in net.parameters())
-    assert [part for part, _, _ in ranked] == ["valid"] * 16 + ["test"]
+    assert [part for part, _, _ in ranked] == ["valid"] * 48 + ["test"]
     with torch.no_grad():
         own = model.model_scores(net, data, "valid")(torch.arange(len(data.users)))
     weights = (0.1, 0.25, 0.5, 1.0)

@@ -43,12 +43,15 @@ def test_rows_are_compared_on_validation_and_resumed(tmp_path, tiny_run, monkeyp
     assert choose.main(argv) == 0 and len(parts) == 8  # nothing is trained again
     argv += ["--model-flags", f"{FLAGS} --dropout 0.1"]  # but what other flags gave is not theirs
     assert choose.main(argv) == 0 and len(parts) == 16
+    changed = choose.ROWS["GRU4Rec"]._replace(changes=dict(dropout=0.3))
+    monkeypatch.setitem(choose.ROWS, "GRU4Rec", changed)  # nor what rows with other changes gave
+    assert choose.main(argv) == 0 and len(parts) == 24
 
 
 def test_means_are_over_the_seeds_that_were_asked_for(tmp_path, tiny_run, monkeypatch, capsys):
     """Though more of one row are there: else rows of different seeds would be compared."""
     run = copy_run(tiny_run, tmp_path / "run")
-    monkeypatch.setattr(choose, "validation_score", lambda name, data, base, seed: seed / 10)
+    monkeypatch.setattr(choose, "validation_score", lambda name, data, one: one.seed / 10)
     argv = ["--run", str(run), "--device", "cpu", "--only"]
     assert choose.main([*argv, "Grounded", "--seeds", "4"]) == 0
     capsys.readouterr()

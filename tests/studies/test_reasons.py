@@ -317,6 +317,45 @@ def test_parts_that_do_nothing_and_that_do_all():
 
 
 @torch.no_grad()
+def test_saerec_with_other_intents_is_its_own_guide_with_them(tiny_run):
+    """The branches are called by hand; to attend to no intents is to attend to vectors of zeros."""
+    data = saerec.run_dataset(tiny_run)
+    net = load_model(tiny_run, "saerec", data)
+    codes = load_intents(tiny_run, data).codes
+    asked = reasons.Asked(net, codes, net.item_table(), 1)
+    histories = [data.history(user, "valid") for user in range(6)]
+    lists = reasons.recommended(asked, histories)
+    found = reasons.replaced_ranks(asked, lists, torch.Generator().manual_seed(0))["replaced"]
+    random = torch.Generator().manual_seed(0)
+    s = net.settings
+    sizes = ((6, s.personal), (s.public,))
+    drawn = [torch.randint(codes.columns, size, generator=random) for size in sizes]
+    for user, history in enumerate(histories):
+        items = torch.from_numpy(history[-s.history :]).long()[None]
+        h = net.embed(net.item_table()[items])[0]
+        a = net.trunk(h[None])[0, -1:]
+        z = net.project(net.d)
+        nothing = z[-1:].expand(len(z), -1)
+        some = torch.tensor([[0]])
+        for name, vectors, personal, public in (
+            ("no intents", nothing, some, some),
+            ("random intents", z, drawn[0][user : user + 1], drawn[1][None]),
+        ):
+            b = net.personal_branch(h[-1:], vectors, personal)
+            c = net.public_branch(h[-1:], vectors, public)
+            scores = net.fuse(a, b, c).sum(0) @ asked.table.T
+            own = lists.user == user
+            seen = torch.from_numpy(history).long()[None]
+            expected = [
+                float(saerec.target_ranks(scores, lists.item[place, None], seen))
+                for place in own.nonzero()[:, 0].tolist()
+            ]
+            got = found[name, "fall"][own] + lists.ranks(lists.scores)[own]
+            assert got.tolist() == expected
+            assert found[name, "kept"][own].tolist() == [rank <= reasons.TOP for rank in expected]
+
+
+@torch.no_grad()
 def test_steering_is_what_people_ask_for(tiny_run):
     """The shares after a wish are those of the list that tools/recommend.py makes of it."""
     asked, data = asked_of(tiny_run)
@@ -446,7 +485,7 @@ def test_reasons_writes_what_it_measured(measured, tmp_path, capsys):
     assert report["dataset"] == "tiny" and report["users"] == 9
     kinds = {"deletion", "insertion", "back", "evoked", "history", "older", "steering"}
     assert set(report["grounded"]) == kinds and set(report["saerec"]) == {
-        "parts", "evoked", "history", "older", "steering",
+        "parts", "replaced", "evoked", "history", "older", "steering",
     }  # fmt: skip
     for model in ("grounded", "saerec"):
         for kind, rows in report[model].items():
