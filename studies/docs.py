@@ -141,7 +141,8 @@ QUESTIONS = (
 TUNED = {  # a row, and what is said of how it was tuned
     "GRU4Rec": (
         "GRU4Rec and BPR-MF, which the defaults don't suit, have the best settings of a small grid "
-        "on scientific's validation with seed 0. "
+        "on scientific's validation with seed 0, of earlier versions of them; its figures were not "
+        "kept. "
     ),
     "item kNN by users": (
         "Item kNN's decay and its weight beside a model are chosen on validation, for each seed; "
@@ -320,13 +321,14 @@ def ablation_section(report):
 
 
 def read_tables(folder):
-    """Reports of table_*.json, in the order of HOPED -> list of dicts. Raises UserError."""
+    """Reports of table_*.json, those of HOPED first, in its order -> list of dicts; UserError."""
     keys = {"dataset", "users", "seeds", "rows", "tests", "verdict", "command", "commit"}
     reports = {}
     for path in folder.glob("table_*.json"):
         report = read_report(path, keys)
         reports[report["dataset"]] = report
-    return [reports[name] for name in HOPED if name in reports]
+    names = [*HOPED, *sorted(reports.keys() - HOPED)]
+    return [reports[name] for name in names if name in reports]
 
 
 def wide_table(reports):
@@ -350,6 +352,8 @@ def hopes(report):
     [test] = [test for test in report["tests"] if (test["a"], test["b"]) == ("Grounded", "SASRec")]
     gain = mean["Grounded"] / mean["SASRec"]
     yield f"Grounded has {gain:.2f} times SASRec's NDCG@10 (p = {test['p_holm']:.2g})."
+    if report["dataset"] not in HOPED:
+        return
     if not HOPED[report["dataset"]]:
         reached = "was reached" if gain >= 1.15 else "was not reached"
         yield f"1.15 times was hoped for, which {reached}."
@@ -1008,13 +1012,19 @@ def choice_row(report, name):
     first = next(iter(report["valid"].values()))
     values = report["valid"][name]
     mean = sum(values.values()) / len(values)
-    spread = f"{mean:.4f} ±{standard_error(list(values.values())):.4f}"
-    cells = [report["dataset"], name, str(len(values)), spread]
+    cells = [report["dataset"], name, str(len(values))]
+    cells.append(f"{mean:.4f}{spread_of(list(values.values()))}")
     differences = [value - first[seed] for seed, value in values.items() if seed in first]
-    gain = sum(differences) / len(differences)
     if any(differences):
-        return [*cells, f"{gain:+.4f} ±{standard_error(differences):.4f}"]
+        gain = sum(differences) / len(differences)
+        return [*cells, f"{gain:+.4f}{spread_of(differences)}"]
     return [*cells, ""]
+
+
+def spread_of(values):
+    """The standard error of a mean in words, "" of a single value."""
+    error = standard_error(values)
+    return "" if error is None else f" ±{error:.4f}"
 
 
 def choice_section(folder, ablations):

@@ -570,6 +570,28 @@ def test_a_choice_is_told_with_differences_taken_seed_by_seed(tmp_path):
     assert docs.choice_section(tmp_path / "none", []) == []
 
 
+def test_a_choice_of_one_seed_and_of_seeds_apart(tmp_path):
+    """Then there is no standard error, or no difference."""
+    valid = {"Grounded": {"0": 0.1}, "other": {"0": 0.2}, "apart": {"1": 0.3}}
+    report = dict(dataset="tiny", users=9, hash="x", model_flags="", valid=valid)
+    (tmp_path / "choice_tiny.json").write_text(json.dumps(report))
+    rows = docs.choice_section(tmp_path, [])[2]
+    assert "| tiny | other | 1 | 0.2000 | +0.1000 |" in rows
+    assert "| tiny | apart | 1 | 0.3000 |  |" in rows
+
+
+def test_a_table_of_other_data_is_shown_too(house, tmp_path):
+    report = json.loads((RESULTS / "table_beauty.json").read_text()) | dict(dataset="mine")
+    write(tmp_path / "results" / "table_mine.json", report)
+    assert docs.main(house) == 0
+    results = (tmp_path / "docs" / "results.md").read_text()
+    said = results.split("### mine\n")[1].split("\n##")[0]
+    assert "times SASRec's NDCG@10" in said and "hoped for" not in said
+    lines = (tmp_path / "README.md").read_text().split("\n")
+    shown = [line.split(" | ")[0] for line in lines if line.startswith("| ")]
+    assert shown == ["| data", "| ---", *(f"| {name}" for name in docs.HOPED), "| mine"]
+
+
 def test_a_choice_stands_beside_what_a_later_library_says():
     """Which is told where an ablation has all the rows of it."""
     names = ("Grounded", "Grounded + P d", "Grounded + next intent", "Grounded + P d + next intent")
