@@ -288,8 +288,7 @@ def ablation_report(data, results, settings):
     report = dict(dataset=data.folder.name, users=len(data.users))
     report["protocol"] = f"{PROTOCOL}; {significance.TESTED}"
     report["seeds"] = list(range(settings.seed, settings.seed + settings.seeds))
-    took = [more for seeds in results.values() for _, more in seeds]
-    report["trained at"] = sorted({more["commit"] for more in took if more.get("commit")})
+    report["trained at"] = significance.trained_at(results)
     return report | dict(rows=rows, tests=tests, verdict=significance.verdict(rows, tests))
 
 

@@ -388,6 +388,7 @@ def finish(name, world, settings, path):
     ranks = four_rankings(ranker.scores, world)
     seconds = round(time.perf_counter() - started, 1)
     more = dict(parameters=ranker.parameters, valid=ranker.valid, seconds=seconds)
+    more["commit"] = significance.current_commit()
     made_from = [path.with_name("intents.safetensors")]
     save_artifact(path, ranks, settings, world.warm.data.hash, made_from, **more)
     return ranks, more
@@ -454,9 +455,9 @@ def cold_report(data, world, results, settings):
     report = dict(dataset=data.folder.name, share=settings.share, cold_items=cold)
     report |= dict(cold_items_with_text=described, warm_items=len(warm.items) - 1)
     report |= dict(users=len(whole.users), warm_users=len(warm.users))
-    report["intents"] = len(world.warm.intents["vectors"])
     report["protocol"] = f"{PROTOCOL}; {significance.TESTED} of a ranking"
     report["seeds"] = list(range(settings.seed, settings.seed + settings.seeds))
+    report["trained at"] = significance.trained_at(results)
     report["chance"] = chance_levels(world)
     rows = [summary(name, seeds) for name, seeds in results.items()]
     return report | dict(rows=rows, tests=compare(results, settings.seed))

@@ -295,7 +295,7 @@ def answers(report):
 
 
 def commits_of(report):
-    """The commit that an ablation was written at, and others that rows were trained at -> str."""
+    """The commit that a report was written at, and others that rows were trained at -> str."""
     others = [commit for commit in report.get("trained at", []) if commit != report["commit"]]
     rows = f" (rows trained at {', '.join(others)})" if others else ""
     return report["commit"] + rows
@@ -457,7 +457,7 @@ def cold_section(folder):
             "it."
         )
         blocks += [paragraph(said), paragraph(f"Protocol: {report['protocol']}.")]
-        blocks.append(paragraph(f"By `{report['command']}` at commit {report['commit']}."))
+        blocks.append(paragraph(f"By `{report['command']}` at commit {commits_of(report)}."))
         blocks += [bullets(cold_findings(report)), cold_table(report)]
     if blocks:
         blocks.insert(0, "## Items that no one has bought yet")
@@ -496,7 +496,7 @@ def written_tables(report):
     covered = f"{report['reviewed']:,} of {report['training']:,} training interactions"
     said = (
         f"{report['users']:,} users, {len(report['seeds'])} seed(s); {covered} have a review of "
-        f"their user. By `{report['command']}` at commit {report['commit']}."
+        f"their user. By `{report['command']}` at commit {commits_of(report)}."
     )
     columns = [f"{part} {metric}" for part in ("valid", "test") for metric in ("NDCG@10", "HR@10")]
     rows = []

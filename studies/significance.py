@@ -156,6 +156,15 @@ def current_commit():
         return ""
 
 
+def trained_at(results):
+    """Commits at which rows were finished, perhaps by an earlier call -> list of str.
+
+    results: {name: [(ranks, dict of what it took) of each seed]}.
+    """
+    took = [more for seeds in results.values() for _, more in seeds]
+    return sorted({more["commit"] for more in took if more.get("commit")})
+
+
 def write_result(folder, name, report, copy=""):
     """Write what was measured as FOLDER/NAME.json, and as the file `copy` too if one is named.
 

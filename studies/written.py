@@ -302,7 +302,7 @@ def finish(name, data, settings, reviews):
     started = time.perf_counter()
     ranks, more = train_and_rank(row, data, settings, reviews)
     more["seconds"] = round(time.perf_counter() - started, 1)
-    more |= of_row
+    more |= of_row | dict(commit=significance.current_commit())
     made_from = [folder / "intents.safetensors"]
     save_artifact(path, ranks, settings, data.hash, made_from, **more)
     return ranks, more
@@ -334,6 +334,7 @@ def written_report(data, results, places, settings):
     report = dict(dataset=data.folder.name, users=len(data.users)) | coverage(data, places)
     report["protocol"] = f"{PROTOCOL}; {significance.TESTED}"
     report["seeds"] = list(range(settings.seed, settings.seed + settings.seeds))
+    report["trained at"] = significance.trained_at(results)
     report["rows"] = [summary(name, seeds) for name, seeds in results.items()]
     for part in PARTS:
         means = {}

@@ -129,3 +129,10 @@ def test_results_are_written_twice(tmp_path):
         assert report["a"] == [1, 2] and set(report) == {"a", "commit", "command"}
     significance.write_result(tmp_path, "alone", {})
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_commits_that_rows_were_trained_at():
+    """Each once, of all rows and seeds; rows of a copy without git have none."""
+    rows = {"a": [(None, dict(commit="b2")), (None, dict(commit="a1"))]}
+    rows["b"] = [(None, dict(commit="")), (None, {}), (None, dict(commit="b2"))]
+    assert significance.trained_at(rows) == ["a1", "b2"]
