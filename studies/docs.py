@@ -494,9 +494,10 @@ def written_section(folder):
 def written_tables(report):
     """Means of a report of studies/written.py, and its paired tests -> list of blocks."""
     covered = f"{report['reviewed']:,} of {report['training']:,} training interactions"
+    library = f", {report['library']:,} intents" if "library" in report else ""
     said = (
-        f"{report['users']:,} users, {len(report['seeds'])} seed(s); {covered} have a review of "
-        f"their user. By `{report['command']}` at commit {commits_of(report)}."
+        f"{report['users']:,} users, {len(report['seeds'])} seed(s){library}; {covered} have a "
+        f"review of their user. By `{report['command']}` at commit {commits_of(report)}."
     )
     columns = [f"{part} {metric}" for part in ("valid", "test") for metric in ("NDCG@10", "HR@10")]
     rows = []

@@ -373,7 +373,7 @@ def written(settings):
         one = dataclasses.replace(base, seed=seed, data=settings.data, device=settings.device)
         for name in names:
             results[name].append(finish(name, data, one, reviews))
-    report = written_report(data, results, places, settings)
+    report = written_report(data, results, places, settings) | dict(library=reviews.own.columns)
     print(*report_lines(report), sep="\n")
     significance.write_result(settings.run, "written", report, settings.out)
 

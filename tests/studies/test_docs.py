@@ -635,10 +635,10 @@ def test_what_users_wrote_by_hand(tmp_path, fails, house):
     for part, p in (("valid", 0.5), ("test", 0.002)):
         test = dict(a="SAERec, item codes", b="SAERec, both", difference=-0.03, p=p, p_holm=p)
         report[f"{part} tests"] = [test]
-    write(tmp_path / "new" / "written_tiny.json", report | dict(command="C", commit="abc"))
+    write(tmp_path / "new" / "written_tiny.json", report | dict(command="C", commit="abc", library=7))
     title, _, name, said, means, tests = docs.written_section(tmp_path / "new")
     assert title.startswith("## ") and name == "### tiny"
-    assert "1,009 users, 2 seed(s); 1,500 of 2,000 training" in " ".join(said.split())
+    assert "1,009 users, 2 seed(s), 7 intents; 1,500 of 2,000 training" in " ".join(said.split())
     expected = "0.2800 ±0.0100 | 0.5600 ±0.0100 | 0.2300 ±0.0100 | 0.4600 ±0.0100 | 7, 12 | 1,234 | 5 |"
     assert f"| SAERec, both | {expected}" in means
     assert "| SAERec, both | SAERec, item codes | +0.0300, 0.5 | +0.0300, 0.002 |" in tests

@@ -394,6 +394,7 @@ def test_numbers_are_those_of_the_ranks(study, run, data):
     _, report, _ = study
     places = written.reviewed_places(data)
     assert report["reviewed"] == len(places) and report["users"] == len(data.users)
+    assert report["library"] == len(sae.load_intents(run, data).vectors)
     assert report["training"] == len(data.training_items()) > report["reviewed"]
     means = {}
     for row in report["rows"]:
