@@ -145,8 +145,9 @@ TUNED = {  # a row, and what is said of how it was tuned
         "kept. "
     ),
     "item kNN by users": (
-        "Item kNN's decay and its weight beside a model are chosen on validation, for each seed; "
-        "the weight of Grounded's match is its default. "
+        "Item kNN's decay and its weight beside a model are chosen on validation, for each seed, "
+        "and since commit d676db4 the shrinkage of likeness by users (0, 10 or 100); the weight of "
+        "Grounded's match is its default. "
     ),
     "k-means": (
         "The weight of the match, .5, was chosen on validation for the SAE's codes, of an earlier "
