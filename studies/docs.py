@@ -45,11 +45,11 @@ PUBLISHED = {
     ),
     "toys": (
         "PixelRec .0746 / .1274; ICSRec .0657 / .1055; ELECRec .0634 / .0997; SASRec+SS .0580 / "
-        ".0970; the SAERec paper's HR@10 .1147"
+        ".0970; BSARec's HR@5 .0805; the SAERec paper's HR@10 .1147"
     ),
     "sports": (
         "WEARec .0367 / .0631; TV-Rec .0363 / .0635; ICSRec .0335 / .0565; eSASRec .0323 / .0560; "
-        "the SAERec paper's HR@10 .0611"
+        "BSARec's HR@10 .0612; the SAERec paper's .0611"
     ),
 }
 DIFFERENCES = (
