@@ -118,8 +118,7 @@ def bpr_ranks(data, settings, bpr=BPRSettings()):
 
 # Neighbours
 
-
-SHRINKS = (0, 10, 100)
+SHRINKS = (0, 10, 100)  # to choose among, see `users_likeness`
 
 
 class Alike(NamedTuple):
@@ -152,7 +151,7 @@ class DenseLikeness(NamedTuple):
 
 
 def bought_together(data):
-    """How many (interaction, interaction) of the same user each two items have, [V+1, V+1]."""
+    """How many pairs of interactions of one user are of each two items -> SparseRows [V+1, V+1]."""
     user, item = training_pairs(data).T
     bounds = cell_bounds(torch.bincount(user, minlength=len(data.users)))
     by_user = SparseRows(bounds, item.int(), torch.ones(len(item)), len(data.items))
