@@ -484,7 +484,10 @@ def written_section(folder):
         "own reviews are worth, though the epoch was chosen on it; epochs are those chosen, a seed "
         "each. Differences are of NDCG@10, with p of the paired test after Holm's correction over "
         "all of a column. The test is over users and takes the seeds as they are: a difference "
-        "smaller than what seeds differ by (±) may be gone with other seeds, whatever its p."
+        "smaller than what seeds differ by (±) may be gone with other seeds, whatever its p. Of "
+        "steam_reviews the default makes 12,532 intents of 4,555 games, and models take long: "
+        "with that library there is one seed, with a smaller one (`sae.py --latents 2048 --steps "
+        "2000`) there are three."
     )
     blocks = ["## Intents from what users wrote", paragraph(said)]
     for report in reports:
