@@ -439,7 +439,7 @@ class CrossEntropy(torch.autograd.Function):
             exps = scores.sub_(highest).exp_()  # (V, rows); softmax is exps / total
             total = exps.sum(0)  # (rows,)
             loss += weight[at] @ (highest + total.log() - own)
-            # d loss / d score is softmax, less 1 for the target; to divide what is narrow is cheaper
+            # d loss / d score is softmax, less 1 for the target; what is narrow is divided: cheaper
             slope = exps.scatter_add_(0, target[None, at], -total[None])  # (V, rows), times total
             du[at] = slope.T @ table / total[:, None]
             dtable.addmm_(slope, u[at] * (weight[at] / total)[:, None])
