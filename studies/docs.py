@@ -485,7 +485,7 @@ def written_section(folder):
         "each. Differences are of NDCG@10, with p of the paired test after Holm's correction over "
         "all of a column. The test is over users and takes the seeds as they are: a difference "
         "smaller than what seeds differ by (±) may be gone with other seeds, whatever its p. Of "
-        "steam_reviews the default makes 12,532 intents of 4,555 games, and models take long: "
+        "steam_reviews the default makes some 12,500 intents of 4,555 games, and models take long: "
         "with that library there is one seed, with a smaller one (`sae.py --latents 2048 --steps "
         "2000`) there are three."
     )
@@ -823,7 +823,7 @@ REASONS_SAID = (  # what, of which model, its rows, and what is said of each dat
         parts_clause,
     ),
     (
-        "Its branches read the last item's vector besides the intents. What the list keeps where "
+        "SAERec's branches read the last item's vector too. What its list keeps where "
         "they attend to no intents at all, and to random ones, in place of theirs",
         "saerec",
         "replaced",

@@ -174,18 +174,6 @@ def test_kmeans_starts_at_distinct_texts(seed):
     assert sorted(centroids.round().tolist()) == [[0.0, 5.0], [1.0, 1.0], [5.0, 0.0]]
 
 
-def test_saes_of_few_texts_agree_on_no_more_than_these():
-    """Two texts give two centroids; were the third row the same in all, it would be found twice."""
-    x = torch.tensor([[0.0, 3.0], [4.0, 0.0]])
-    members = [sae.SAE(3, 1, 2) for _ in range(2)]
-    for seed, member in enumerate(members):
-        member.start(x, torch.Generator().manual_seed(seed))
-    for member in members:
-        assert sorted(member.W_dec[:2].tolist()) == [[0, 1], [1, 0]]
-        assert member.W_dec[2].norm().item() == pytest.approx(1)
-    assert not torch.allclose(members[0].W_dec[2], members[1].W_dec[2])
-
-
 def test_saes_are_averaged_where_they_agree():
     """In the other SAE, right has turned a little and is number 1; up and left have no match."""
     first = small_sae()

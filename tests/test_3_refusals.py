@@ -1,5 +1,6 @@
 """Mistakes: one sentence that says what, where and what to do, status 2, and nothing half-written."""
 
+import contextlib
 import dataclasses
 import gzip
 import os
@@ -386,21 +387,23 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
     assert "No space left on device" in error and "free" in error and not list(tmp_path.iterdir())
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
     """A limit on file sizes stands for it."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_fills_up_while_a_model_is_written(tmp_path, tiny_run, fails, request):
+def test_a_disk_that_fills_up_while_a_model_is_written(tmp_path, tiny_run, fails):
     """The old model stays, nothing is half-written."""
     run = copy_run(tiny_run, tmp_path / "run")
     before = contents(run)
-    request.getfixturevalue("full_disk")
-    fails(model.main, ["--run", run, "--epochs", "1"], "grounded.safetensors", "free")
+    with full_disk():
+        fails(model.main, ["--run", run, "--epochs", "1"], "grounded.safetensors", "free")
     after = contents(run)
     assert after.pop("grounded_log.csv") and before.pop("grounded_log.csv") and after == before
 

@@ -106,7 +106,7 @@ def test_the_five_scripts_stand_alone(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "runs" / "tiny" / "metrics.json").is_file()
     assert not (copy / "runs" / "tiny" / "report.html").exists()
-    # All of them can be imported; those that train need no more of the project than these
+    # Every core test is imported, which shows what it needs of the project; a few quick ones run
     quick = "by_hand or causality or padding or attention"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "tests", "-k", quick]
     done = subprocess.run(command, **pipes)
