@@ -382,17 +382,14 @@ def provided(path, data):
     `item` (int [N], 1..V) is optional and is compared.
     """
     tensors = read_tensors(Path(path))
-    if "embeddings" not in tensors:
-        names = ", ".join(sorted(tensors)) or "none"
-        raise UserError(f"{path} has no tensor `embeddings`, but {names}: rename the right one")
-    given = tensors["embeddings"]
     own = data.text_item.tolist()
-    if given.ndim != 2 or given.shape[1] < 2 or not given.is_floating_point():
-        problem = f"`embeddings` is {given.dtype} {list(given.shape)}"
-        raise UserError(f"{path}: {problem}: give floats [texts, width], width 2 or more")
-    if len(given) != len(own):
-        problem = f"{path} has {len(given)} rows, but {data.folder} {len(own)} texts"
-        raise UserError(": ".join([problem, "give a row per text, in order", *data.notes]))
+    given = tensors.get("embeddings", torch.zeros(0))
+    matrix = given.is_floating_point() and given.ndim == 2 and given.shape[1] > 1
+    if not matrix or len(given) != len(own):
+        held = [f"`{name}`, {one.dtype} {list(one.shape)}" for name, one in sorted(tensors.items())]
+        wanted = f"`embeddings`, floats [{len(own)}, 2 or more], a row per text of {data.folder}"
+        problem = f"{path} has {'; '.join(held) or 'no tensors'}: give {wanted}, in their order"
+        raise UserError("; ".join([problem, *data.notes]))
     if "item" in tensors and tensors["item"].tolist() != own:
         problem = f"{path}: `item` is not what the texts of {data.folder} are about, in order"
         raise UserError(f"{problem}: embed them again, or leave `item` out")

@@ -36,8 +36,7 @@ from typing import NamedTuple
 
 from saerec import (
     Dataset, Progress, StageSettings, UserError, claim, generator, join_processes, load_artifact,
-    pick_device, process_of, run_command, run_dataset, save_artifact, setting, sum_over_processes,
-    write_rows, write_table,
+    pick_device, run_command, run_dataset, save_artifact, setting, write_rows, write_table,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
 import numpy as np
@@ -127,10 +126,7 @@ class SAE(torch.nn.Module):
         # Of fewer texts there are fewer. Other rows are drawn for each SAE: those that all had in
         # common would be found again, and pass for intents
         drawn = torch.randn(len(self.W_dec) - len(centroids), x.shape[1], generator=random)
-        rows = F.normalize(torch.cat([centroids, drawn.to(x.device)]), dim=1)
-        if process_of()[0]:
-            rows.zero_()  # all take those of the first process, bit for bit
-        self.W_dec.copy_(sum_over_processes(rows))
+        self.W_dec.copy_(F.normalize(torch.cat([centroids, drawn.to(x.device)]), dim=1))
         self.W_enc.copy_(self.W_dec)
         self.fit_gain(x)
 
@@ -168,13 +164,10 @@ class SAE(torch.nn.Module):
         """(S2): x_hat [B, E], a weighted sum of K decoder rows."""
         return weighted_rows(self.W_dec, codes) + self.b_dec
 
-    def loss(self, x, codes, dead, texts, settings):
-        """(S3) of x [B, E] -> (loss, its reconstruction term).
-
-        dead: int64 [any]; texts: how many all processes together have in this step.
-        """
+    def loss(self, x, codes, dead, settings):
+        """(S3) of x [B, E] and the dead latents, int64 [any] -> (loss, its reconstruction term)."""
         x_hat = self.decode(codes)
-        reconstruction = (x - x_hat).square().sum() / texts
+        reconstruction = (x - x_hat).square().sum() / len(x)
         if not settings.auxk or not len(dead):
             return reconstruction, reconstruction
         auxk = auxk_loss(self, x, x_hat, dead, settings.auxk)
@@ -188,6 +181,11 @@ class SAE(torch.nn.Module):
     @torch.no_grad()
     def normalize_decoder(self):
         self.W_dec.copy_(F.normalize(self.W_dec, dim=1))
+
+    def fired(self, codes, seen):
+        """Note which latents fired on the last of `seen` texts."""
+        when = (codes.values > 0).long() * seen
+        self.last_active.scatter_reduce_(0, codes.latents.flatten(), when.flatten(), "amax")
 
     def dead(self, seen, patience):
         """Which latents have not fired in the last `patience` of `seen` texts -> bool [M]."""
@@ -209,8 +207,7 @@ def auxk_loss(sae, x, x_hat, dead, k):
     pre = (x - sae.b_dec).detach() @ sae.W_enc[dead].T + sae.b_enc[dead]  # (B, dead)
     codes = Codes(*pre.relu().topk(min(k, len(dead))))
     rebuilt = weighted_rows(sae.W_dec[dead], codes)  # (B, E)
-    norm = sum_over_processes(residual.square().sum()).clamp_min(1e-12)
-    return (residual - rebuilt).square().sum() / norm
+    return (residual - rebuilt).square().sum() / residual.square().sum().clamp_min(1e-12)
 
 
 def kmeans(x, clusters, random, rounds=5):
@@ -271,17 +268,16 @@ def encode_all(sae, embeddings):
 def measure(sae, embeddings):
     """(FVU, L0) over embeddings [n, E].
 
-    FVU, the fraction of variance unexplained, is |x - x_hat|^2 / |x - mean(x)|^2, None where all
+    FVU, the fraction of variance unexplained, is |x - x_hat|^2 / |x - mean(x)|^2, NaN where all
     texts are equal; L0 the mean number of positive codes.
     """
     codes = encode_all(sae, embeddings)
     x = sae.standardize(embeddings.to(sae.mean.device))
     x_hat = sae.decode(Codes(*(part.to(x.device) for part in codes)))
     variance = (x - x.mean(0)).square().sum()
-    fvu = None
-    if variance > 1e-9 * len(x):  # of equal texts rounding is left
-        fvu = ((x - x_hat).square().sum() / variance).item()
-    return fvu, (codes.values > 0).sum().item() / len(x)
+    variance[variance < 1e-9 * len(x)] = torch.nan  # of equal texts rounding is left
+    fvu = (x - x_hat).square().sum() / variance
+    return fvu.item(), (codes.values > 0).sum().item() / len(x)
 
 
 def held_out_texts(texts, share):
@@ -303,20 +299,16 @@ def text_batches(texts, settings, random):
     return order.split(batch)[: settings.steps]
 
 
-def train_step(sae, optimizer, x, noise, dead, texts, settings):
-    """One step on x [B, E] -> (loss, reconstruction, how often each latent fired [M]), summed."""
+def train_step(sae, optimizer, x, noise, dead, settings):
+    """One step on x [B, E] -> (loss, its reconstruction term, Codes)."""
     codes = sae.train().encode(x + noise)
-    loss, reconstruction = sae.loss(x, codes, dead, texts, settings)
+    loss, reconstruction = sae.loss(x, codes, dead, settings)
     optimizer.zero_grad()
     loss.backward()
-    for p in sae.parameters():
-        sum_over_processes(p.grad)
     sae.project_decoder_gradient()
     optimizer.step()
     sae.normalize_decoder()
-    fired = torch.zeros(len(sae.W_enc), device=x.device)
-    fired.index_add_(0, codes.latents.flatten(), (codes.values > 0).float().flatten())
-    return [sum_over_processes(value.detach().clone()) for value in (loss, reconstruction, fired)]
+    return loss.detach(), reconstruction.detach(), codes
 
 
 def fit(sae, embeddings, train, test, settings, member, progress, before):
@@ -327,8 +319,6 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
     is not finite.
     """
     s = settings
-    process, processes = process_of()
-    mine = slice(process, None, processes)  # of each batch
     device = sae.mean.device
     optimizer = torch.optim.Adam(sae.parameters(), lr=s.lr, fused=True)
     random = generator(s.seed, f"sae noise {member}")
@@ -337,31 +327,27 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
     sae.last_active.zero_()
     seen = 0
     log = []
+    said = name = f"SAE {member}" if member else "average"
     batches = text_batches(len(train), s, generator(s.seed, f"sae batches {member}"))
     for step, chosen in enumerate(batches, 1):
         if step % 10 == 1:  # not in every step, since to count them a GPU must be waited for
             dead = sae.dead(seen, patience).nonzero()[:, 0]
         optimizer.param_groups[0]["lr"] = s.lr * min(1.0, 5 * (1 - (step - 1) / s.steps))
         noise = torch.randn(len(chosen), E, generator=random) * s.noise / E**0.5
-        x = sae.standardize(embeddings[train[chosen[mine]]].to(device))
-        batch = x, noise[mine].to(device), dead, len(chosen)
-        loss, reconstruction, fired = train_step(sae, optimizer, *batch, s)
+        x = sae.standardize(embeddings[train[chosen]].to(device))
+        loss, reconstruction, codes = train_step(sae, optimizer, x, noise.to(device), dead, s)
         seen += len(chosen)
-        sae.last_active[fired > 0] = seen
-        if step < s.steps:
-            progress.show(before + step)
+        sae.fired(codes, seen)
         if step % max(s.steps // 20, 1) == 0 or step == s.steps:
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss of SAE step {step} is {loss}: lower --lr")
             fvu, l0 = measure(sae, test)
             silent = sae.dead(seen, patience).float().mean().item()
             line = dict(member=member, step=before + step, loss=loss.item())
-            line |= dict(train_fvu=reconstruction.item(), fvu=fvu, l0=l0, dead=silent)
-            log.append(line)
-    unexplained = "not defined, held-out texts are equal" if fvu is None else f"{fvu:.3f}"
-    said = f"FVU {unexplained} (noisy train {reconstruction:.3f})  L0 {l0:.1f}  dead {silent:.1%}"
-    name = f"SAE {member}" if member else "average"
-    progress.show(before + s.steps, f"{name}: {said}", keep=True)
+            log.append(line | dict(train_fvu=reconstruction.item(), fvu=fvu, l0=l0, dead=silent))
+            said = f"{name}: FVU {fvu:.3f} (noisy train {reconstruction:.3f})"
+            said += f"  L0 {l0:.1f}  dead {silent:.1%}"
+        progress.show(before + step, said, keep=step == s.steps)
     return log
 
 
@@ -377,8 +363,6 @@ def train_sae(embeddings, held_out, settings, Model=SAE):
     test = embeddings[test[:: max(len(test) // 10_000, 1)]]  # of a corpus beyond memory, a part
     if min(len(train), len(test)) < 2:
         raise UserError(f"{len(embeddings)} texts are too few to hold some out: bring more")
-    if s.batch < process_of()[1]:
-        raise UserError(f"--batch {s.batch} cannot be shared by all processes: raise it")
     more = dataclasses.replace(s, steps=max(s.steps // 4, 1))
     total = s.members * s.steps + (more.steps if s.members > 1 else 0)
     untrained = Model(s.latents, s.active, embeddings.shape[1], s.seed)

@@ -272,13 +272,9 @@ def write_atomically(path, write):
 
 
 def claim(folder):
-    """See before long work that its results can be written. Raises UserError."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        problem = f"{folder} cannot be written to ({error})"
-        raise UserError(f"{problem}: name another, or make it writable") from error
+    """See before long work that its results can be written. Raises OSError."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_lines(path, lines):
@@ -297,15 +293,9 @@ def write_rows(path, rows):
 
 
 def write_table(path, rows):
-    """Write a list of dicts with the same keys as CSV, atomically; None is an empty cell."""
-
-    def cell(value):
-        if isinstance(value, float):
-            return f"{value:.6g}"
-        return "" if value is None else str(value)
-
-    cells = [[cell(value) for value in row.values()] for row in rows]
-    write_lines(path, map(",".join, [list(rows[0]), *cells]))
+    """Write a list of dicts with the same keys as CSV, atomically."""
+    lines = [rows[0], *(row.values() for row in rows)]
+    write_lines(path, (",".join(map(str, line)) for line in lines))
 
 
 def file_hash(path):
@@ -427,24 +417,13 @@ class Dataset:
         return np.delete(self.flat, [self.held_out("valid"), self.held_out("test")])
 
 
-NOT_PLAIN = (  # how files begin that are zip or xlsx, bz2, xz, zst; xls, Parquet; UTF-16
-    *(b"PK\3\4", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"),
-    *(b"\xd0\xcf\x11\xe0", b"PAR1", b"\xff\xfe", b"\xfe\xff"),
-)
-
-
 def open_plain(path):
-    """Open a plain or gzipped file for its bytes, judged by the first of them. Raises UserError."""
+    """Open a plain or gzipped file for its bytes, judged by the first two."""
     file = open(path, "rb")
-    start = file.peek(6)
-    if start.startswith(b"\x1f\x8b"):
-        file.close()
-        return gzip.open(path)
-    if start.startswith(NOT_PLAIN):
-        file.close()
-        problem = "an archive, a spreadsheet, a Parquet file or UTF-16"
-        raise UserError(f"{path} is {problem}: unpack it, or save it as plain text in UTF-8")
-    return file
+    if not file.peek(2).startswith(b"\x1f\x8b"):
+        return file
+    file.close()
+    return gzip.open(path)
 
 
 def read_lines(path, digest):
@@ -460,7 +439,7 @@ def read_lines(path, digest):
                 yield number, raw.decode("utf-8").removeprefix("\ufeff")
                 number += 1
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        remedy = "copy the file again, or save it as UTF-8"
+        remedy = "copy or unpack the file again, or save it as plain text in UTF-8"
         raise UserError(f"{path} line {number} cannot be read ({error}): {remedy}") from error
 
 
@@ -493,9 +472,6 @@ def read_sequences(path, digest):
     for number, line in read_lines(path, digest):
         user, *items = re.split("[ \t]+", line.strip(" \t\r\n"))
         where = f"{path} line {number}"
-        if "\r" in line.rstrip("\r\n"):
-            problem = "a carriage return without a line feed, as on old Macs"
-            raise UserError(f"{where}: {problem}: save it with line ends of Unix or Windows")
         if not items:
             raise UserError(f"{where}: no items: remove the line")
         if user in sequences:
@@ -541,10 +517,9 @@ def keep_texts(path, digest, sequences, held_out, index):
     shown = {}  # the title of an item, or else the begin of its first text
     counts = collections.Counter()
     near = {plain_id(name): name for name in sequences}
-    strange = []  # reviews of what their users, who have a line, don't have
-    strangers = []  # reviews by users without a line
+    had = {}  # {user: items} of those who wrote and have a line
     fitting = 0
-    had = {}  # {user: items} of those who wrote
+    misfits = []  # reviews of what their users don't have, or by users without a line
     for line, item, given, user, title in read_texts(path, digest, index):
         text, title = (one.encode("utf-8", "ignore").decode() for one in (given, title))
         counts["text(s) freed of half a character (a lone surrogate)"] += text != given
@@ -554,15 +529,13 @@ def keep_texts(path, digest, sequences, held_out, index):
             shown.setdefault(item, " ".join(text.split())[:70])
         if user in sequences and user not in had:
             had[user] = {*sequences[user]}
-        if user and user not in sequences:
-            if plain_id(user) in near:
+        if user and item in had.get(user, ()):
+            fitting += 1
+        elif user:
+            misfits.append((line, user, item))
+            if user not in had and plain_id(user) in near:
                 problem = f"{user!r} has no line in sequences.txt, {near[plain_id(user)]!r} has"
                 raise UserError(f"{path} line {line}: user {problem}: write the same ids in both")
-            strangers.append(f"line {line}: {user!r}")
-        elif user and item not in had[user]:
-            strange.append(f"line {line}: {user!r} about {item!r}")
-        elif user:
-            fitting += 1
         if not text.strip():
             counts["empty text(s) left out"] += 1
         elif item in held_out.get(user, ()):
@@ -570,13 +543,14 @@ def keep_texts(path, digest, sequences, held_out, index):
         else:
             texts.append(text)
             text_item.append(index[item])
-    if len(strange) > fitting or (strangers and not fitting):
-        said = f"{fitting:,} of {fitting + len(strange) + len(strangers):,} reviews are of what"
-        problem = f"{said} their users had by sequences.txt ({[*strange, *strangers][0]}, ...)"
+    strange = sum(user in had for _, user, _ in misfits)
+    if strange > fitting or (misfits and not fitting):
+        said = f"{fitting:,} of {fitting + len(misfits):,} reviews are of what their users had"
+        problem = "{} by sequences.txt (line {}: {!r} about {!r}, ...)".format(said, *misfits[0])
         remedy = 'write the same ids in both, or leave "user" out where it is not the author'
         raise UserError(f"{path}: only {problem}: {remedy}")
-    counts["review(s) of what their user has not in sequences.txt kept"] = len(strange)
-    counts["review(s) by users without a line in sequences.txt kept"] = len(strangers)
+    counts["review(s) of what their user has not in sequences.txt kept"] = strange
+    counts["review(s) by users without a line in sequences.txt kept"] = len(misfits) - strange
     titles = ["", *(shown.get(item, f"item {item}") for item in index)]
     return texts, text_item, titles, counts
 
@@ -721,13 +695,9 @@ class Prepare:
 
 
 def prepare(settings):
-    """Run sources/movielens.py. Raises UserError."""
+    """Run sources/movielens.py, since the core imports nothing from there."""
     script = HERE / "sources" / "movielens.py"
-    if not script.is_file():
-        raise UserError(f"{script} is missing, which knows MovieLens: restore sources/")
-    status = subprocess.run([sys.executable, script, "--out", settings.out]).returncode
-    if status:
-        sys.exit(status)
+    sys.exit(subprocess.run([sys.executable, script, "--out", settings.out]).returncode)
 
 
 @dataclasses.dataclass(frozen=True)

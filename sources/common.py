@@ -16,9 +16,7 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
-from saerec import (
-    UserError, claim, describe, load_dataset, open_plain, write_lines, write_rows,
-)  # fmt: skip
+from saerec import UserError, claim, describe, load_dataset, write_lines, write_rows
 
 import numpy as np
 
@@ -215,11 +213,20 @@ def index_interactions(rows):
 # Files
 
 
+NOT_PLAIN = (  # how files begin that are zip or xlsx, bz2, xz, zst; xls, Parquet; UTF-16
+    *(b"PK\3\4", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"),
+    *(b"\xd0\xcf\x11\xe0", b"PAR1", b"\xff\xfe", b"\xfe\xff"),
+)
+
+
 def check_input(path):
     """Refuse before long work what cannot be read, or not twice. Raises UserError, OSError."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path} is no plain file, but is read twice: save it as one and name that")
-    open_plain(path).close()
+    with open(path, "rb") as file:
+        if file.read(8).startswith(NOT_PLAIN):
+            problem = "an archive, a spreadsheet, a Parquet file or UTF-16"
+            raise UserError(f"{path} is {problem}: unpack it, or save it as plain text in UTF-8")
 
 
 @contextlib.contextmanager

@@ -40,8 +40,8 @@ class RandomStart(SAE):
 class Decaying(SAE):
     """Pulls the encoder's rows towards nothing."""
 
-    def loss(self, x, codes, dead, texts, settings):
-        loss, reconstruction = super().loss(x, codes, dead, texts, settings)
+    def loss(self, x, codes, dead, settings):
+        loss, reconstruction = super().loss(x, codes, dead, settings)
         return loss + 0.1 * self.W_enc.square().sum(1).mean(), reconstruction
 
 

@@ -123,10 +123,10 @@ class L1SAE(SAE):
     def decode(self, codes):
         return codes.values @ self.W_dec + self.b_dec
 
-    def loss(self, x, codes, dead, texts, settings):
+    def loss(self, x, codes, dead, settings):
         """(S3) with the penalty in place of auxk, which is for latents that TopK leaves out."""
-        reconstruction = (x - self.decode(codes)).square().sum() / texts
-        return reconstruction + self.l1 * codes.values.sum() / texts, reconstruction
+        reconstruction = (x - self.decode(codes)).square().sum() / len(x)
+        return reconstruction + self.l1 * codes.values.sum() / len(x), reconstruction
 
 
 class DenseAutoencoder(L1SAE):

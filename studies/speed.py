@@ -369,7 +369,7 @@ class SaeTrainer:
 
     def loss(self):
         codes = self.sae.encode(self.x)
-        return self.sae.loss(self.x, codes, (), len(self.x), self.settings)[0]
+        return self.sae.loss(self.x, codes, (), self.settings)[0]
 
     def backward(self):
         self.loss().backward()

@@ -129,17 +129,19 @@ def test_the_loss_is_the_squared_error_and_auxk_is_its_share_that_dead_latents_l
     codes = net.encode(x)  # right, 3: x_hat = (3, 0), the residual is (0, 2)
     settings = types.SimpleNamespace(auxk=1, auxk_weight=0.25)
     dead = torch.tensor([1])  # up: 2 + .5 = 2.5 of the residual's 2, so .5 is left
-    loss, reconstruction = net.loss(x, codes, dead, 1, settings)
+    loss, reconstruction = net.loss(x, codes, dead, settings)
     assert reconstruction.item() == 4.0
     assert sae.auxk_loss(net, x, net.decode(codes), dead, 1).item() == 0.5**2 / 2**2
     assert loss.item() == 4.0 + 0.25 * 0.0625
-    alone, _ = net.loss(x, codes, torch.tensor([]).long(), 1, settings)
+    alone, _ = net.loss(x, codes, torch.tensor([]).long(), settings)
     assert alone.item() == 4.0  # none dead, no auxk
 
 
 def test_a_latent_is_dead_after_so_many_texts_without_it():
     net = small_sae()
-    net.last_active.copy_(torch.tensor([100, 40, 39]))  # texts seen when it last fired
+    net.last_active.copy_(torch.tensor([20, 40, 39]))  # texts seen when it last fired
+    net.fired(sae.Codes(torch.tensor([[0.5], [0.0]]), torch.tensor([[0], [1]])), seen=100)
+    assert net.last_active.tolist() == [100, 40, 39]  # a code of 0 is no firing
     assert net.dead(seen=100, patience=60).tolist() == [False, False, True]
 
 

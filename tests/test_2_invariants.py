@@ -566,7 +566,7 @@ def test_a_step_reads_noise_rebuilds_x_and_leaves_unit_rows():
     for net in (one, two):
         net.normalize_decoder()
     for _ in range(2):
-        sae.train_step(one, optimizers[0], x, noise, torch.zeros(0).long(), 60, settings)
+        sae.train_step(one, optimizers[0], x, noise, torch.zeros(0).long(), settings)
         optimizers[1].zero_grad()
         ((x - two.decode(two.encode(x + noise))).square().sum() / 60).backward()
         with torch.no_grad():

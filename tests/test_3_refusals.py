@@ -189,13 +189,6 @@ def test_too_few_texts_to_hold_some_out(fails, tmp_path):
     fails(sae.main, ["--run", run], "3 texts are too few", "bring more")
 
 
-def test_a_batch_smaller_than_the_processes(monkeypatch):
-    monkeypatch.setattr(sae, "process_of", lambda: (0, 4))
-    settings = sae.SaeSettings(run="x", latents=4, active=2, batch=3)
-    with pytest.raises(saerec.UserError, match="--batch 3 cannot be shared by all.*raise it"):
-        sae.train_sae(torch.randn(9, 4), torch.arange(9) % 3 == 0, settings)
-
-
 # Artifacts
 
 

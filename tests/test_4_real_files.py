@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +136,7 @@ def test_ids_that_only_look_damaged(tmp_path, name):
 def test_line_ends_of_old_macs(tmp_path, fails):
     """Else the file is one user, whose items are the others."""
     folder = write_folder(tmp_path / "d", "ann a b c\rbob a b c\r", text("a"))
-    fails(saerec.main, ["check", folder], "sequences.txt line 1", "old Macs", "line ends of Unix")
+    fails(saerec.main, ["check", folder], "sequences.txt line 1", r"'c\rbob'", "white space")
     folder = write_folder(tmp_path / "two", "ann a b c\r\r\nbob a b c\r\n", text("a"))
     assert saerec.load_dataset(folder).users == ["ann", "bob"]
 
@@ -164,29 +163,22 @@ def test_compression_is_judged_by_content(tmp_path):
     assert saerec.load_dataset(folder).texts == ["text of a"]
 
 
-@pytest.mark.parametrize("kind", ["zip", "bz2", "xz", "zst"])
-def test_other_archives_are_named(tmp_path, fails, kind):
+@pytest.mark.parametrize("packed", [bz2.compress(b"x"), lzma.compress(b"x"), b"\x28\xb5\x2f\xfd\x24"])
+def test_other_archives_are_refused(tmp_path, fails, packed):
     folder = write_folder(tmp_path / "d", "ann a b c\n", text("a"))
-    path = folder / "texts.jsonl"
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("texts.jsonl", text("a"))
-    else:
-        zstandard = b"\x28\xb5\x2f\xfd\x24\x0a"
-        packed = dict(bz2=bz2.compress(b"x"), xz=lzma.compress(b"x"), zst=zstandard)
-        path.write_bytes(packed[kind])
-    fails(saerec.main, ["check", folder], "texts.jsonl is an archive", "unpack it")
+    (folder / "texts.jsonl").write_bytes(packed)
+    fails(saerec.main, ["check", folder], "texts.jsonl line 1 cannot be read", "unpack")
 
 
 UTF_16 = ["\ufeffann a b c\n".encode(f"utf-16-{end}e") for end in "lb"]
 
 
-@pytest.mark.parametrize("start", [b"PAR1\x15\x04", b"\xd0\xcf\x11\xe0\xa1\xb1", *UTF_16])
+@pytest.mark.parametrize("start", [b"PK\x03\x04\x14\x00", b"PAR1\x15\x04", b"\xd0\xcf\x11\xe0", *UTF_16])
 def test_files_that_are_no_plain_text_are_refused(tmp_path, fails, start):
-    """Parquet, a spreadsheet, and what some programs save as "Unicode"."""
+    """A zip, Parquet, a spreadsheet, and what some programs save as "Unicode"."""
     folder = write_folder(tmp_path / "d", "ann a b c\n", text("a"))
-    (folder / "sequences.txt").write_bytes(start)
-    fails(saerec.main, ["check", folder], "sequences.txt is an archive, a spr", "plain text in UTF-8")
+    (folder / "sequences.txt").write_bytes(start + b" a b c\n")
+    fails(saerec.main, ["check", folder], "sequences.txt line 1")
 
 
 # Statistics that cannot be
@@ -197,11 +189,11 @@ def test_fvu_of_texts_that_are_all_equal_is_not_defined(tmp_path, tiny_run):
     one = sae.SAE(meta["settings"]["latents"], meta["settings"]["active"], 8)
     one.load_state_dict(tensors)
     fvu, l0 = sae.measure(one, torch.ones(5, 8))
-    assert fvu is None and l0 > 0
+    assert np.isnan(fvu) and l0 > 0
 
 
 def test_held_out_texts_that_are_all_equal(tmp_path, tiny_data, capsys):
-    """The same run goes on to its end, with an empty cell for what could not be measured."""
+    """The same run goes on to its end, and says that this could not be measured."""
     data = write_dataset(tmp_path / "data")
     rows = [json.loads(line) for line in (data / "texts.jsonl").read_text().split("\n") if line]
     held_out = sae.held_out_texts([row["text"] for row in rows], 0.2).tolist()
@@ -215,10 +207,10 @@ def test_held_out_texts_that_are_all_equal(tmp_path, tiny_data, capsys):
     words = ["--data", data, "--run", tmp_path / "run", "--embeddings", file]
     assert embed.main([str(word) for word in words]) == 0
     make_run(data, tmp_path / "run", stages="sae grounded eval")
-    assert "FVU not defined, held-out texts are equal" in capsys.readouterr().out
+    assert "average: FVU nan" in capsys.readouterr().out
     header, *lines = (tmp_path / "run" / "sae_log.csv").read_text().strip().split("\n")
     column = header.split(",").index("fvu")
-    assert all(line.split(",")[column] == "" for line in lines)
+    assert all(line.split(",")[column] == "nan" for line in lines)
 
 
 def test_repeated_rows_that_make_every_target_a_miss(tmp_path, capsys, fails):
@@ -275,10 +267,9 @@ def test_data_that_moved_are_named(moved, fails, tmp_path, tiny_data):
 
 def test_a_run_that_cannot_be_written_is_noticed_before_the_work(tmp_path, tiny_run, fails, monkeypatch):
     run = copy_run(tiny_run, tmp_path / "run")
-    blocked = PermissionError(13, "Permission denied")
 
-    def refuse(**_):
-        raise blocked
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
 
     def work(*_):
         raise AssertionError("the work began")
@@ -288,7 +279,7 @@ def test_a_run_that_cannot_be_written_is_noticed_before_the_work(tmp_path, tiny_
     monkeypatch.setattr(model, "train_model", work)
     monkeypatch.setattr(evaluation, "rank_users", work)
     for main in (sae.main, model.main, evaluation.main):
-        fails(main, ["--run", run], f"{run} cannot be written to", "writable")
+        fails(main, ["--run", run], "Permission denied", run, "correct it and run again")
 
 
 # Streams and platforms

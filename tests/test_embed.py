@@ -332,11 +332,14 @@ def test_wrong_embeddings(refuses, tiny_data, tmp_path):
 
     name = repr(data.items[item[2]])
     refuses(["--embeddings", path], path, "is not a file")
-    given(["has no tensor `embeddings`, but item, vectors"], vectors=good, item=item)
-    given([f"has {N - 1} rows, but {data.folder} {N} texts"], embeddings=good[1:].clone())
-    given([f"[{4 * N}]"], embeddings=good.flatten())
-    given(["width 2 or more"], embeddings=good[:, :1].clone())
-    given(["torch.int64"], embeddings=good.long())
+    wanted = f"give `embeddings`, floats [{N}, 2 or more], a row per text of {data.folder}"
+    held = f"has `item`, torch.int32 [{N}]; `vectors`, torch.float32 [{N}, 4]:"
+    given([held, wanted], vectors=good, item=item)
+    given([f"[{N - 1}, 4]", wanted, *data.notes], embeddings=good[1:].clone())
+    given([f"[{4 * N}]", wanted], embeddings=good.flatten())
+    given([f"[{N}, 1]", wanted], embeddings=good[:, :1].clone())
+    given(["torch.int64", wanted], embeddings=good.long())
+    given(["has no tensors", wanted])
     broken = changed(changed(good, 2, torch.nan), 5, torch.inf)
     given([f"row 3 (item {name}) holds", "not finite", "2 row(s)"], embeddings=broken)
     given(["row 3", "not finite"], embeddings=changed(good.double(), 2, 1e300))  # beyond float32

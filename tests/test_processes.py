@@ -72,7 +72,7 @@ def test_model(trained, name):
 
 
 def test_sae(trained):
-    """Each process reads its share of the noise that one reads, and starts where the first does."""
+    """Each process trains the same SAE; the first writes it."""
     one, two, _ = trained["sae"]
     compare(one, two, "sae.safetensors")
     compare(one, two, "intents.safetensors")

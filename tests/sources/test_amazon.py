@@ -580,7 +580,7 @@ def test_what_cannot_be_is_refused_before_the_long_read(tmp_path, fails):
     argv = command(write(tmp_path / "reviews.json", ["broken"]), tmp_path / "out")
     (tmp_path / "packed").write_bytes(b"BZh")
     fails(amazon.main, [*argv, "--meta", tmp_path / "packed"], "packed is a", "unpack it")
-    fails(amazon.main, [*argv, "--out", tmp_path / "packed"], "cannot be written to")
+    fails(amazon.main, [*argv, "--out", tmp_path / "packed"], "File exists", "packed", "correct it")
 
 
 OTHER = review("ann", "B99", 9, "text")
@@ -892,7 +892,7 @@ def test_a_category(server, tmp_path, monkeypatch, fails):
     server.script[:] = ["404"]
     argv = ["--category", "Books", "--release", "2018"]
     (tmp_path / "file").touch()
-    fails(amazon.main, [*argv, "--out", "file"], "file cannot be written to")  # nothing is asked
+    fails(amazon.main, [*argv, "--out", "file"], "File exists", "'file'")  # nothing is asked
     fails(amazon.main, argv, "Books_5.json.gz", "404", "--reviews")
 
 

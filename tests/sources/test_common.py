@@ -15,6 +15,17 @@ from sources import common
 DAY = 86400
 
 
+@pytest.mark.parametrize("start", common.NOT_PLAIN)
+def test_what_is_no_plain_file_is_named_before_long_work(tmp_path, start):
+    """An archive, a spreadsheet, Parquet, and what some programs save as "Unicode"."""
+    path = tmp_path / "reviews.csv"
+    path.write_bytes(start + b"rest")
+    with pytest.raises(saerec.UserError, match="reviews.csv is an archive, a spr.*unpack it"):
+        common.check_input(path)
+    path.write_bytes(b"ann,a\n" + start)
+    common.check_input(path)
+
+
 @pytest.mark.parametrize(
     "text, lines",
     [

@@ -538,7 +538,7 @@ def test_what_cannot_be_is_refused_before_the_long_read(tmp_path, fails):
     argv = write_tables(tmp_path, LOG, ITEMS, "--interactions", str(tmp_path / "none"))
     (tmp_path / "packed").write_bytes(b"BZh")
     fails(tables.main, [*argv, "--items", tmp_path / "packed"], "packed is a", "unpack it")
-    fails(tables.main, [*argv, "--out", tmp_path / "packed"], "cannot be written to")
+    fails(tables.main, [*argv, "--out", tmp_path / "packed"], "File exists", "packed", "correct it")
     fails(tables.main, [*argv, "--out", ""], "--out is empty")
 
 

@@ -38,7 +38,7 @@ def test_decay_pulls_every_row_of_the_encoder():
     for Model in (sae.SAE, library.Decaying):
         net = Model(8, 2, 6)
         x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-        net.loss(x, net.encode(x), torch.zeros(0).long(), 5, sae.SaeSettings(auxk=0))[0].backward()
+        net.loss(x, net.encode(x), torch.zeros(0).long(), sae.SaeSettings(auxk=0))[0].backward()
         grads.append(net.W_enc.grad)
     torch.testing.assert_close(grads[1] - grads[0], 0.2 * net.W_enc.detach() / 8)
 

@@ -126,11 +126,11 @@ def test_l1_by_equation_and_it_makes_codes_sparse():
     torch.testing.assert_close(net.decode(codes), z @ net.W_dec + net.b_dec)
     error = (x - z @ net.W_dec - net.b_dec).square().sum(1).mean()
     dead = torch.tensor([3])
-    loss, reconstruction = net.loss(x, codes, dead, len(x), sae.SaeSettings())
+    loss, reconstruction = net.loss(x, codes, dead, sae.SaeSettings())
     torch.testing.assert_close(loss, error + 0.2 * z.sum(1).mean())
     torch.testing.assert_close(reconstruction, error)
     dense = rivals.DenseAutoencoder(9, 2, 5)
-    loss, reconstruction = dense.loss(x, dense.encode(x), dead, len(x), sae.SaeSettings())
+    loss, reconstruction = dense.loss(x, dense.encode(x), dead, sae.SaeSettings())
     assert loss == reconstruction
 
 
