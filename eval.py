@@ -78,7 +78,7 @@ def judged_intents(rows):
     Not those that tools/label.py found to be no intents.
     """
     rows = [row for row in rows if row.get("is_intent", True)]
-    rows = [row for row in rows if row["detection_auroc"] is not None]
+    rows = [row for row in rows if row.get("detection_auroc") is not None]
     return [row for row in rows if row["detection_texts"] >= 3]
 
 

@@ -60,11 +60,12 @@ from sae import load_intents
 PAPER = "SAERec's code"
 PAIRS = 2**25  # of positions at a time, for each of which attention holds a weight per head
 CHUNK = 2**20  # scores at a time, of 32 positions at least, which fit the cache of a CPU
+MODELS = {}  # the class of each --model: the three below, and what a fork adds
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings(StageSettings):
-    model: str = setting("grounded", "what to train", choices=("sasrec", "saerec", "grounded"))
+    model: str = setting("grounded", "what to train", choices=MODELS)
     personal: int = setting(5, "personal intents k", origin=PAPER, low=1, only="saerec")
     public: int = setting(5, "public intents g", origin=PAPER, low=1, only="saerec")
     match: float = setting(0.5, "weight m of the match, equation (12)", low=0, only="grounded")
@@ -365,12 +366,16 @@ class Grounded(SASRec):
         state = super().forward(items, vectors, wanted)
         return state._replace(r=self.history_intents(items, wanted))
 
+    def match_weights(self, r):
+        """What the match adds to a score per unit of an item's code: m r [P, J]."""
+        return self.settings.match * r
+
     def match(self, r):
-        """Second term of equation (12), m included, for r [P, J] -> [P, V+1].
+        """Second term of equation (12) for r [P, J] -> [P, V+1].
 
         Summed item by item over its few intents, for all positions at once.
         """
-        return self.codes.mix((self.settings.match * r).T.contiguous()).T
+        return self.codes.mix(self.match_weights(r).T.contiguous()).T
 
     def scores(self, state, table):
         """Equation (12)."""
@@ -380,15 +385,13 @@ class Grounded(SASRec):
     def reasons(self, state, item):
         """The id's part <u, e_v>, and a term code_vj (<u, p_j> + m r_j) per intent -> Reasons."""
         intents, code = self.codes.row(item)
-        met = self.settings.match * state.r[0, intents]  # (n,)
-        value = self.intent_table()[intents] @ state.u[0] + met  # (n,)
+        value = self.intent_table()[intents] @ state.u[0] + self.match_weights(state.r)[0, intents]
         terms, order = (code * value).sort(descending=True)
         own = (self.item.weight[item] @ state.u[0]).item()
         return Reasons({"id": own}, intents[order], terms)
 
     def intents_shown(self, state):
-        strongest = state.r[0].topk(min(5, int((state.r[0] > 0).sum())))
-        return {"personal": strongest.indices}
+        return {"personal": state.r[0].topk(min(5, int((state.r[0] > 0).sum()))).indices}
 
 
 def inverse_frequency(items, codes):
@@ -402,7 +405,7 @@ def inverse_frequency(items, codes):
     return torch.log((1 + len(items)) / (1 + df)).float()
 
 
-MODELS = {"sasrec": SASRec, "saerec": SAERec, "grounded": Grounded}
+MODELS.update(sasrec=SASRec, saerec=SAERec, grounded=Grounded)
 
 
 # Losses
@@ -581,8 +584,7 @@ def validate(model, data):
     model.eval()
     metrics = ranking_metrics(rank_users(model_scores(model, data, "valid"), data, "valid"))
     if not metrics["MRR"]:  # even the worst rank has some
-        problem = "every user had the validation item before, so that no model can hit it"
-        raise UserError(f"{data.folder}: {problem}: remove repeated rows")
+        raise UserError(f"{data.folder}: all had the validation item before: drop repeated rows")
     values = torch.tensor([*metrics.values()], dtype=torch.float64, device=model.item.weight.device)
     return dict(zip(metrics, (sum_over_processes(values) / process_of()[1]).tolist()))
 
@@ -601,7 +603,9 @@ def train_step(model, optimizer, loss, batch):
     value = loss(model, batch)
     optimizer.zero_grad()
     value.backward()
-    for p in model.parameters():
+    for name, p in model.named_parameters():
+        if p.grad is None:  # as of one in `match`, which CrossEntropy takes as given
+            raise RuntimeError(f"no gradient reaches {name}: train it by a loss of your own")
         sum_over_processes(p.grad)
     optimizer.step()
     return value.detach()
@@ -669,7 +673,6 @@ def train(settings):
     data = run_dataset(settings.run, settings.data)
     model = new_model(MODELS[settings.model], settings, data)
     claim(settings.run)
-    print(f"{type(model).__name__} on {data.folder}: {len(data.users):,} users")
     save_model(*train_model(model, data), data)
 
 

@@ -473,9 +473,10 @@ def read_sequences(path, digest):
         user, *items = re.split("[ \t]+", line.strip(" \t\r\n"))
         where = f"{path} line {number}"
         if not items:
-            raise UserError(f"{where}: no items: remove the line")
+            raise UserError(f"{where}: no items: part them by spaces, or remove the line")
         if user in sequences:
-            raise UserError(f"{where}: user {user!r} has a line already: merge them")
+            problem = f"user {user!r} has a line already"
+            raise UserError(f"{where}: {problem}: merge them, as sources/tables.py does")
         try:
             for name in sorted({user, *items}.difference(known)):
                 check_id(name)  # in order, so that the same one is named every time
@@ -486,9 +487,9 @@ def read_sequences(path, digest):
 
 
 def read_texts(path, digest, known):
-    """Yield (line, item, text, user or "", title or "") of texts.jsonl; known: the ids of items.
+    """Yield (line, item, text, user or "", title or "", other keys) of texts.jsonl.
 
-    Raises UserError with the line.
+    known: the ids of items. Raises UserError with the line.
     """
     for number, line in read_lines(path, digest):
         where = f"{path} line {number}"
@@ -503,7 +504,7 @@ def read_texts(path, digest, known):
             some = ", ".join(list(known)[:3])
             problem = f"item {values[0]!r} is in no sequence, where items are {some}"
             raise UserError(f"{where}: {problem}, ...: remove the line, or correct the id")
-        yield number, *values
+        yield number, *values, row.keys() - {"item", "text", "user", "title"}
 
 
 def keep_texts(path, digest, sequences, held_out, index):
@@ -520,7 +521,8 @@ def keep_texts(path, digest, sequences, held_out, index):
     had = {}  # {user: items} of those who wrote and have a line
     fitting = 0
     misfits = []  # reviews of what their users don't have, or by users without a line
-    for line, item, given, user, title in read_texts(path, digest, index):
+    for line, item, given, user, title, others in read_texts(path, digest, index):
+        counts.update(f"text(s) with {key!r}, which is not read" for key in others)
         text, title = (one.encode("utf-8", "ignore").decode() for one in (given, title))
         counts["text(s) freed of half a character (a lone surrogate)"] += text != given
         if title:

@@ -122,7 +122,7 @@ def score_terms(model, u, r, item):
     -> (terms float32 [n, J], 0 where an item lacks the intent; carried, bool [n, J])
     """
     code = model.codes.gather(item).dense()
-    return code * (u @ model.intent_table().T + model.settings.match * r), code > 0
+    return code * (u @ model.intent_table().T + model.match_weights(r)), code > 0
 
 
 def running_sums(terms, key):

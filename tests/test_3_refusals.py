@@ -38,7 +38,8 @@ THREE = "ann a b c\n"
     [
         ("ann a b c\nbob\n", text("a"), ["sequences.txt line 2", "no items", "remove"]),
         ("ann a b c\n\n", text("a"), ["sequences.txt line 2", "no items", "remove"]),
-        ("ann a b c\nann c b a\n", text("a"), ["sequences.txt line 2", "'ann'", "merge"]),
+        ("ann,a,b,c\n", text("a"), ["sequences.txt line 1", "no items", "by spaces"]),
+        ("ann a b c\nann c b a\n", text("a"), ["sequences.txt line 2", "'ann'", "tables.py"]),
         ("ann a b\n", text("a"), ["sequences.txt", "no user with 3 items"]),
         (THREE, text("a") + text("zoo"), ["texts.jsonl line 2", "'zoo'", "no sequence", "remove"]),
         (THREE, text("a") + '{"item": "b", "text"\n', ["texts.jsonl line 2", "not a JSON object"]),

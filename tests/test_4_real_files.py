@@ -141,6 +141,14 @@ def test_line_ends_of_old_macs(tmp_path, fails):
     assert saerec.load_dataset(folder).users == ["ann", "bob"]
 
 
+@pytest.mark.parametrize("key", ["user_id", "author", "User", "rating"])
+def test_keys_that_are_not_read_are_named(tmp_path, key):
+    """One may be the user's, whose reviews of held-out items would stay."""
+    lines = text("a") + json.dumps({"item": "c", "text": "fine", key: "ann"}) + "\n"
+    data = saerec.load_dataset(write_folder(tmp_path / "d", "ann a b c\n", lines))
+    assert f"1 text(s) with {key!r}, which is not read" in data.notes
+
+
 def test_half_a_character_is_cut_out_of_texts(tmp_path):
     """JSON can hold half of a surrogate pair, UTF-8 cannot: it would be found when writing."""
     lines = r'{"item": "a", "text": "good \ud83d", "title": "\ude00 A"}' + "\n"
@@ -230,7 +238,7 @@ def test_repeated_rows_that_make_every_target_a_miss(tmp_path, capsys, fails):
     repeat(3)  # now the validation item, too
     make_run(data, tmp_path / "other", stages="embed")
     words = ["--run", tmp_path / "other", "--model", "sasrec", "--epochs", "1"]
-    fails(model.main, words, "every user had the validation item before", "remove repeated rows")
+    fails(model.main, words, "all had the validation item before", "drop repeated rows")
 
 
 # Paths

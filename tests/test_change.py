@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 import embed
+import eval as evaluation
 import model
 import sae
 import saerec
@@ -101,18 +102,45 @@ def test_another_trunk(tmp_path, tiny_run, monkeypatch):
 
 
 class Squared(model.Grounded):
-    """A variant of a model is a subclass: here the match counts twice where it counts once."""
+    """A variant of a model is a subclass: here the match takes the square of r."""
 
-    def match(self, r):
-        return 2 * super().match(r)
+    def match_weights(self, r):
+        return super().match_weights(r).square()
 
 
-def test_another_model(tiny_run):
+def test_another_model(tmp_path, tiny_run, monkeypatch):
+    """Once in MODELS it is trained, ranked and explained as the others are."""
+    monkeypatch.setitem(model.MODELS, "squared", Squared)
+    run = copy_run(tiny_run, tmp_path / "run")
+    argv = ["--run", run, "--device", "cpu"]
+    assert model.main([*map(str, argv), "--model", "squared", "--epochs", "2"]) == 0
+    assert evaluation.main([*map(str, argv)]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())["models"]
+    assert metrics["squared"] != metrics["grounded"]
+    data = saerec.run_dataset(run)
+    net = evaluation.load_model(run, "squared", data)
+    history = data.history(0, "test")
+    state = evaluation.history_state(net, history)
+    for _, score, reasons in evaluation.recommend(net, state, history, 5):
+        assert sum(reasons.parts.values()) + reasons.terms.sum() == pytest.approx(score, abs=1e-4)
+
+
+class Weighted(model.Grounded):
+    """A parameter in the match, which the loss takes as given: it would stay what it was."""
+
+    def add_parameters(self, data, intents):
+        super().add_parameters(data, intents)
+        self.weight = torch.nn.Parameter(torch.ones(len(intents.vectors)))
+
+    def match_weights(self, r):
+        return self.weight * super().match_weights(r)
+
+
+def test_a_parameter_that_no_gradient_reaches_is_not_passed_over(tiny_run):
     data = saerec.run_dataset(tiny_run)
-    settings = model.ModelSettings(run=str(tiny_run), width=8, epochs=2, device="cpu")
-    net, log = model.train_model(model.new_model(Squared, settings, data), data)
-    ranks = saerec.rank_users(model.model_scores(net, data, "valid"), data, "valid")
-    assert len(log) == 2 and saerec.ranking_metrics(ranks)["NDCG@10"] > 0
+    settings = model.ModelSettings(run=str(tiny_run), width=8, epochs=1, device="cpu")
+    with pytest.raises(RuntimeError, match="no gradient reaches weight: train it by a loss"):
+        model.train_model(model.new_model(Weighted, settings, data), data)
 
 
 def test_another_model_keeps_its_base_settings(monkeypatch):

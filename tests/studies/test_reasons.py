@@ -32,6 +32,7 @@ def sum_model(ids, codes, worth, match=0.0):
         codes=sparse([{}, *codes], len(worth)),
         item=SimpleNamespace(weight=weight),
         intent_table=lambda: torch.tensor(worth)[:, None],
+        match_weights=lambda r: match * r,
         settings=SimpleNamespace(match=match, history=50, decay=0.5),
     )
 
