@@ -590,12 +590,14 @@ def load_dataset(folder):
         raise UserError(f"{path} has no text to learn intents from: bring texts of the items")
     again = sum(sequences[user][-1] in sequences[user][:-1] for user in kept)
     counts["user(s) with fewer than 3 items left out"] = len(sequences) - len(kept)
-    counts["item(s) without text kept, with no intents"] = len(items) - 1 - len(set(text_item))
+    with_text = set(text_item)
+    bare = [item for item, number in index.items() if number not in with_text]
+    counts[f"item(s) without text kept, with no intents: {', '.join(bare[:3])}"] = len(bare)
     counts["user(s) had their last item before, a miss for every model"] = again
     notes = [f"{number:,} {what}" for what, number in counts.items() if number]
-    told = folder / "ties.txt"  # what the maker of the folder knew of ties in time
-    if told.is_file():
-        notes += told.read_text("utf-8", "replace").splitlines()
+    ties = folder / "ties.txt"  # what the maker of the folder knew of ties in time
+    if ties.is_file():
+        notes += ties.read_text("utf-8", "replace").splitlines()
     of_texts = (texts, np.array(text_item, np.int32), titles, notes)
     return Dataset(folder, digest.hexdigest()[:16], kept, items, start, flat, *of_texts)
 

@@ -40,7 +40,7 @@ def test_split_leaves_the_last_two_items_out(tmp_path):
         data.history(0, "tset")
     assert data.notes == [
         "1 user(s) with fewer than 3 items left out",
-        "1 item(s) without text kept, with no intents",
+        "1 item(s) without text kept, with no intents: e",
     ]
 
 
