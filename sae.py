@@ -327,7 +327,8 @@ def fit(sae, embeddings, train, test, settings, member, progress, before):
     sae.last_active.zero_()
     seen = 0
     log = []
-    said = name = f"SAE {member}" if member else "average"
+    name = f"SAE {member}" if member else "average"
+    said = name  # until it is measured
     batches = text_batches(len(train), s, generator(s.seed, f"sae batches {member}"))
     for step, chosen in enumerate(batches, 1):
         if step % 10 == 1:  # not in every step, since to count them a GPU must be waited for

@@ -55,10 +55,10 @@ class Data:
         return np.random.default_rng(1).integers(1, V + 1, 60).astype(np.int32)
 
 
-def build(Model, seed=0, **changes):
+def build(Model, seed=0, intents=INTENTS, **changes):
     """A model whose parameters are large enough that everything matters."""
     torch.manual_seed(seed)
-    net = Model(dataclasses.replace(SETTINGS, **changes), Data(), INTENTS)
+    net = Model(dataclasses.replace(SETTINGS, **changes), Data(), intents)
     with torch.no_grad():
         for p in net.parameters():
             p += 0.3 * torch.randn(p.shape)
@@ -691,7 +691,7 @@ def test_an_sae_does_not_see_held_out_texts():
 
 def test_planted_dictionary_is_recovered():
     x, directions = planted(6000)
-    settings = dataclasses.replace(SAE_SETTINGS, latents=24, active=2, steps=600)
+    settings = dataclasses.replace(SAE_SETTINGS, latents=24, active=2, steps=300, members=3)
     net, support, log = sae.train_sae(x, held_out(len(x)), settings)
     best = (F.normalize(directions, dim=1) @ net.W_dec.detach().T).max(1).values
     assert (best > 0.9).float().mean() >= 0.9, best
@@ -743,12 +743,10 @@ def test_names_do_not_see_held_out_texts(tiny_run):
     """Other words, codes and embeddings of theirs: every label and keyword stays."""
     corpus, codes = library_parts(tiny_run)
     held_out = corpus.held_out[:, None]
+    texts = ["other words" if out else said for out, said in zip(held_out, corpus.data.texts)]
+    data = dataclasses.replace(corpus.data, texts=texts)
     embeddings = torch.where(held_out, corpus.embeddings.flip(0) + 5, corpus.embeddings)
-    other = dataclasses.replace(corpus, embeddings=embeddings)
-    number, terms = corpus.terms
-    rows = torch.arange(len(held_out))
-    others_rows = torch.where(corpus.held_out, rows.flip(0), rows)
-    other.__dict__["terms"] = number, terms.gather(others_rows)  # in place of the cached ones
+    other = dataclasses.replace(corpus, data=data, embeddings=embeddings)
     latents = torch.where(held_out, (codes.latents + 5) % 16, codes.latents)
     assert names_of(other, codes._replace(latents=latents)) == names_of(corpus, codes)
 
@@ -879,7 +877,7 @@ def test_eight_users_overfit(tmp_path, Model):
     flat = torch.from_numpy(data.flat).long()
     batch = model.make_batch(rows, torch.arange(len(rows.length)), flat, torch.device("cpu"))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(150):
+    for _ in range(40):
         loss = model.train_step(net, optimizer, model.catalogue_loss, batch)
     assert loss < 0.1
 
@@ -1042,8 +1040,6 @@ def test_same_seed_gives_the_same_metrics_byte_for_byte(tmp_path, tiny_data, tin
     again = make_run(tiny_data, tmp_path / "again")
     for name in ("metrics.json", "intents.jsonl"):
         assert (again / name).read_bytes() == (tiny_run / name).read_bytes()
-    other = make_run(tiny_data, tmp_path / "other", seed=1)
-    assert (other / "metrics.json").read_bytes() != (tiny_run / "metrics.json").read_bytes()
 
 
 def test_metrics_name_the_seeds_of_their_models(tmp_path, tiny_data, tiny_run):
@@ -1056,7 +1052,7 @@ def test_metrics_name_the_seeds_of_their_models(tmp_path, tiny_data, tiny_run):
 
 @pytest.mark.parametrize("name", ["sasrec", "saerec", "grounded"])
 def test_a_saved_model_validates_as_its_log_says(tiny_run, name):
-    """In another process, and at the epoch that was best."""
+    """It is read from its file, and is that of the best epoch."""
     data = saerec.run_dataset(tiny_run)
     net = evaluation.load_model(tiny_run, name, data)
     lines = (tiny_run / f"{name}_log.csv").read_text().splitlines()
@@ -1101,20 +1097,20 @@ def test_what_was_judged_no_intent_has_no_codes(tmp_path, tiny_run):
     assert torch.equal(before, after)
 
 
-def test_what_was_judged_no_intent_is_not_attended_to(monkeypatch):
+def test_what_was_judged_no_intent_is_not_attended_to():
     """SAERec without the vectors of some intents: they are neither personal nor public."""
     h = torch.randn(50, 8)
-    net = build(model.SAERec)
-    z = net.project(net.d)
-    assert net.public_intents().tolist() == [3, 1] and (net.personal_intents(h, z) == 5).any()
+    before = build(model.SAERec)
+    chosen = before.personal_intents(h, before.project(before.d))
+    assert before.public_intents().tolist() == [3, 1] and (chosen == 5).any()
+
     vectors = INTENTS.vectors.clone()
     vectors[[3, 5]] = 0
-    monkeypatch.setitem(globals(), "INTENTS", INTENTS._replace(vectors=vectors))
-    net = build(model.SAERec).train()
-    z = net.project(net.d)
-    chosen = net.personal_intents(h, z)
+    intents = INTENTS._replace(vectors=vectors)
+    after = build(model.SAERec, intents=intents).train()
+    chosen = after.personal_intents(h, after.project(after.d))
     assert not torch.isin(chosen, torch.tensor([3, 5])).any() and (chosen < J).any()
-    assert net.df[3] == pytest.approx(0.9 * 30) and net.df[5] == pytest.approx(0.9 * 8)
-    assert net.df.argmax() == 3 and not {3, 5} & set(net.public_intents().tolist())
+    assert after.df[3] == pytest.approx(0.9 * 30) and after.df[5] == pytest.approx(0.9 * 8)
+    assert after.df.argmax() == 3 and not {3, 5} & set(after.public_intents().tolist())
     with pytest.raises(saerec.UserError, match="above 5 intents: lower it"):
-        build(model.SAERec, public=6)
+        build(model.SAERec, intents=intents, public=6)

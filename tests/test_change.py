@@ -164,7 +164,7 @@ def test_other_data(tmp_path):
             text = f"a {['blue', 'red'][i % 2]} book of {kind} no {i % 5}"
             file.write(json.dumps({"item": f"b{i}", "text": text}) + "\n")
     run = make_run(folder, tmp_path / "run", stages="embed")
-    metrics_of(run)
+    metrics_of(run, "sae grounded eval")
 
 
 def test_other_intents(tmp_path, tiny_run):
