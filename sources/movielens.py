@@ -16,7 +16,8 @@ import unicodedata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saerec import read_wheel, run_command, setting  # noqa: E402
+from embed import read_wheel  # noqa: E402
+from saerec import run_command, setting  # noqa: E402
 from sources.common import index_interactions, write_dataset  # noqa: E402
 
 RECBOLE = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"  # SHA-256 of wheels

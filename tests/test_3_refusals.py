@@ -424,18 +424,18 @@ def test_interrupt_leaves_what_was_finished(tmp_path, tiny_run, fails, monkeypat
 
 
 def test_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(saerec, "HERE", tmp_path)
+    monkeypatch.setattr(embed, "HERE", tmp_path)
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "some_thing-1.0-py3-none-any.whl").write_bytes(b"not it")
     with pytest.raises(saerec.UserError, match="SHA-256 differs.*delete it"):
-        saerec.read_wheel("some-thing==1.0", "00", [])
+        embed.read_wheel("some-thing==1.0", "00", [])
 
 
 def test_download_that_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(saerec, "HERE", tmp_path)
+    monkeypatch.setattr(embed, "HERE", tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(saerec.UserError, match="could not download some-thing==1.0 .*network"):
-        saerec.read_wheel("some-thing==1.0", "00", [])
+        embed.read_wheel("some-thing==1.0", "00", [])
     assert not list(tmp_path.rglob("*.whl"))
 
 

@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+import embed
 import saerec
 from sources import movielens
 
@@ -166,7 +167,7 @@ def wheels(tmp_path, monkeypatch):
             for member, content in members.items():
                 archive.writestr(member, content)
         monkeypatch.setattr(movielens, constant, hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(saerec, "HERE", tmp_path)
+    monkeypatch.setattr(embed, "HERE", tmp_path)
     return tmp_path / "downloads"
 
 
@@ -215,8 +216,5 @@ def test_prepare_where_sources_were_taken_away(tmp_path, monkeypatch, capfd):
     assert "can't open file" in said and "sources/movielens.py" in said and "\n" not in said
 
 
-def test_other_words_on_the_command_line(fails):
-    fails(saerec.main, [], "prepare|check", "--help")
-    fails(saerec.main, ["prepair"], "prepair", "prepare", "check")
+def test_prepare_of_nothing(fails):
     fails(saerec.main, ["prepare"], "source", "--help")
-    fails(saerec.main, ["prepare", "amazn"], "'amazn'", "ml-100k")
