@@ -93,7 +93,7 @@ def text_rows(data):
     """The lines of a Dataset's texts.jsonl, all of them -> list of dicts. Raises UserError."""
     path = dataset_file(data.folder, "texts.jsonl")
     rows = []
-    for _, item, text, user, title in read_texts(path, hashlib.sha256(), set(data.items)):
+    for _, item, text, user, title, _ in read_texts(path, hashlib.sha256(), set(data.items)):
         text, title = (one.encode("utf-8", "ignore").decode() for one in (text, title))
         rows.append(dict(item=item, text=text, user=user, title=title))
     return rows

@@ -135,7 +135,7 @@ def reviewed_places(data):
     path = dataset_file(data.folder, "texts.jsonl")
     texts = []
     places = []
-    for _, item, given, user, _ in read_texts(path, hashlib.sha256(), index):
+    for _, item, given, user, *_ in read_texts(path, hashlib.sha256(), index):
         text = given.encode("utf-8", "ignore").decode()
         pair = user, index[item]
         if text.strip() and pair not in held_out:

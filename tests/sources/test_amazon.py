@@ -247,12 +247,11 @@ def test_core_by_hand():
     assert amazon.k_core(user, item, 3).tolist() == []
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_core_against_brute_force(seed):
-    draw = np.random.default_rng(seed)
+@pytest.mark.parametrize("core", range(2, 7))
+def test_core_against_brute_force(core):
+    draw = np.random.default_rng(core)
     user = draw.integers(0, 30, 250)
     item = draw.integers(0, 40, 250)
-    core = 2 + seed % 5
     left = list(zip(user.tolist(), item.tolist(), range(250)))
     while True:
         users = Counter(user for user, _, _ in left)
@@ -653,7 +652,7 @@ def planted_reviews(word):
         yield review(f"u{user}", f"B{item}", 1000 * user + step, text, summary=said)
 
 
-SMALL_SAE = "--latents 16 --active 3 --steps 150 --batch 16 --min-items 2 --held-out 0.2"
+SMALL_SAE = "--latents 16 --active 3 --steps 30 --batch 16 --min-items 2 --held-out 0.2"
 
 
 def word_of_its_own(user, step):

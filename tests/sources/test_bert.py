@@ -49,6 +49,7 @@ def test_a_cased_tokenizer(tmp_path):
 # What the files of a folder ask for
 
 OLD = "sentence_transformers.models."
+NEW = "sentence_transformers.base.modules.transformer."
 TEXTS = ["", "the planet", "A thing about players.", "the players " * 9]
 
 
@@ -81,8 +82,7 @@ POOLINGS = [  # as old and new releases write it, and what it means
 ]
 
 
-@pytest.mark.parametrize("start", [OLD, "sentence_transformers.base.modules.transformer."])
-@pytest.mark.parametrize("pooling, mode", POOLINGS)
+@pytest.mark.parametrize("pooling, mode, start", [(*one, OLD) for one in POOLINGS] + [(*POOLINGS[2], NEW)])
 def test_pooling_and_norm_by_hand(tmp_path, pooling, mode, start):
     for modules in ([], ["Normalize"]):
         folder, torch_encoder, embedding = write_published(tmp_path, *modules, pooling=pooling, start=start)

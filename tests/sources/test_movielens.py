@@ -214,7 +214,3 @@ def test_prepare_where_sources_were_taken_away(tmp_path, monkeypatch, capfd):
         saerec.main(["prepare", "ml-100k"])
     said = capfd.readouterr().err.strip()
     assert "can't open file" in said and "sources/movielens.py" in said and "\n" not in said
-
-
-def test_prepare_of_nothing(fails):
-    fails(saerec.main, ["prepare"], "source", "--help")

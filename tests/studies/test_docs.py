@@ -97,14 +97,6 @@ def test_every_number_is_in_the_documents(house, tmp_path):
     assert speed.count("\n| ") == rows + 2 + len(goals) > 4
 
 
-def test_text_is_at_most_100_columns(house, tmp_path):
-    assert docs.main(house) == 0
-    for path in [*(tmp_path / "docs").iterdir(), tmp_path / "README.md"]:
-        for line in path.read_text().split("\n"):
-            assert len(line) <= 100 or line.startswith("|"), (path, line)
-    assert max(map(len, (tmp_path / "README.md").read_text().split("\n"))) <= 100
-
-
 def test_readme_changes_between_its_markers_alone(house, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_bytes(f"a\r\n| b |\n\n{docs.BEGIN}\n{docs.END}\nc\u2028d\n".encode())

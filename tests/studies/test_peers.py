@@ -293,18 +293,32 @@ def test_the_floor_has_the_products_of_a_forward_pass(monkeypatch):
     assert counter.get_total_flops() == linear + attention
 
 
-def test_a_library_that_breaks_is_one_sentence(fakes, tmp_path):
-    found = speed.find_peers(sys.executable)
-    assert found["recbole"] == (sys.executable, "0.1")
-    (tmp_path / "training.txt").write_text("1\n")
-    with speed.Worker(sys.executable, "SASRec of RecBole 0.1") as worker:
-        (speed.Path(worker.folder.name) / "training.txt").write_text("1 2\n")
-        told = dict(settings=dict(history=3), items=2, dataset="")
+def test_libraries_are_told_before_one_that_breaks_is_imported(fakes, stub, tmp_path, monkeypatch):
+    """What it raises ends the process, and so comes last on its stderr."""
+    monkeypatch.syspath_prepend(tmp_path / "fakes")
+    asked = [dict(do="libraries"), dict(do="start", kind="recbole", **stub)]
+    answers = io.StringIO()
+    with pytest.raises(RuntimeError, match="no compiler for recbole"):
+        peer.serve(map(json.dumps, asked), answers)
+    assert json.loads(answers.getvalue()) == dict(recbole="0.1", sentence_transformers="1.2")
+
+
+def write_program(path, line):
+    """A program of one line of the shell, in place of a Python -> its path."""
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_a_library_that_breaks_is_one_sentence(tmp_path):
+    line = "printf 'Traceback:\\n  in read\\nRuntimeError: no compiler for recbole\\n' >&2"
+    broken = str(write_program(tmp_path / "python", line))
+    with speed.Worker(broken, "SASRec of RecBole 0.1") as worker:
         with pytest.raises(saerec.UserError) as raised:
-            worker.start("recbole", **told)
+            worker.start("recbole", settings={}, items=2, dataset="")
     said = str(raised.value)
     assert "RecBole 0.1 ended at 'start' (RuntimeError: no compiler for recbole)" in said
-    assert sys.executable in said and "\n" not in said
+    assert broken in said and "\n" not in said
 
 
 def test_peers_that_cannot_be_measured(tmp_path, tiny_run, fails):
@@ -312,13 +326,12 @@ def test_peers_that_cannot_be_measured(tmp_path, tiny_run, fails):
     fails(speed.main, own, "--only peers", "without --peers")
     lost = tmp_path / "no" / "python"
     fails(speed.main, [*own, "--peers", lost], f"--peers {lost} is no program")
-    script = tmp_path / "script"
-    script.write_text("#!/bin/sh\necho not JSON\n")
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    script = write_program(tmp_path / "script", "echo not JSON")
     fails(speed.main, [*own, "--peers", script], script, "not JSON", "leave it out")
     script.write_text("#!/no/such/interpreter\n")
     fails(speed.main, [*own, "--peers", script], f"--peers {script} does not run")
-    fails(speed.main, [*own, "--peers", sys.executable], sys.executable, "has no RecTools")
+    write_program(script, "echo '{}'")
+    fails(speed.main, [*own, "--peers", script], script, "has no RecTools")
     other = ["--run", tiny_run, "--only", "sae", "--out", tmp_path / "speed.json"]
     fails(speed.main, [*other, "--peers", sys.executable], "--peers changes nothing")
     fails(speed.main, [*other, "--budget", "60"], "--budget changes nothing")

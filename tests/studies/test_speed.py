@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import model
 import saerec
 from conftest import copy_run
-from sae import SaeSettings, load_intents
+from sae import load_intents
 from studies import speed
 from studies.sampled import SampledLoss
 
@@ -28,31 +28,43 @@ def settings_of(run):
     return speed.SpeedSettings(run=str(run), quick=True, device="cpu")
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Models and products of a size for tests."""
+def make_small(patch):
+    """Models and products of a size for tests; patch: a MonkeyPatch."""
     made = model.ModelSettings
 
     def small_settings(**flags):
         return made(**dict(width=8, history=6, batch=24) | flags)
 
-    monkeypatch.setattr(speed, "ModelSettings", small_settings)
+    patch.setattr(speed, "ModelSettings", small_settings)
     real = speed.product_rate
-    monkeypatch.setattr(speed, "product_rate", lambda device, *size: real(device, 32, 32, 32))
+    patch.setattr(speed, "product_rate", lambda device, *size: real(device, 32, 32, 32))
 
 
-@pytest.mark.parametrize("part", ["recommender", "training", "negatives"])
-def test_parts_return_rows(tiny_run, small, part):
-    rows = speed.measure(part, settings_of(tiny_run))
-    assert rows
-    for row in rows:
-        assert row.keys() == KEYS and row["value"] >= 0
-    peaks = [row for row in rows if row["name"] == f"peak memory of {part}"]
-    assert len(peaks) == (part != "training")
+@pytest.fixture
+def small(monkeypatch):
+    make_small(monkeypatch)
 
 
-def test_all_models_stand_beside_the_loop(tiny_run, small):
-    rows = speed.measure("recommender", settings_of(tiny_run))
+@pytest.fixture(scope="module")
+def recommender(tiny_run):
+    """Rows of this part on the tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        return speed.measure("recommender", settings_of(tiny_run))
+
+
+def test_negatives_stand_beside_all(tiny_run, small):
+    *rows, peak = speed.measure("negatives", settings_of(tiny_run))
+    names = [f"tiny: SASRec, {negatives} negatives, 2 epochs" for negatives in ("all", 256)]
+    assert [row["name"] for row in rows] == names
+    assert all(0 < row["value"] <= 1 and row["unit"] == "NDCG@10" for row in rows)
+    assert peak["name"] == "peak memory of negatives"
+
+
+def test_all_models_stand_beside_the_loop(recommender):
+    *rows, peak = recommender
+    assert all(row.keys() == KEYS and row["value"] >= 0 for row in recommender)
+    assert peak["name"] == "peak memory of recommender" and 0.05 < peak["value"] < 10
     value = {row["name"]: row["value"] for row in rows if row["against"] != "time / floor"}
     assert "tiny: loop over prefixes, SAERec" in value
     for name in ("SASRec", "SAERec", "Grounded", "Grounded, 256 negatives"):
@@ -77,10 +89,11 @@ def test_all_products_of_the_loss_are_counted(matched, monkeypatch):
     assert speed.product_flops(loss) == 3 * 2 * 70 * 11 * 4
 
 
-def test_the_authors_figure_stands_beside_their_data_alone(tiny_run, small, monkeypatch):
+def test_the_authors_figure_stands_beside_their_data_alone(
+    recommender, tiny_run, small, monkeypatch
+):
     authors = "authors' SAERec, 490 s on AVX2"
-    rows = speed.measure("recommender", settings_of(tiny_run))
-    assert not any(row["against"] == authors for row in rows)
+    assert not any(row["against"] == authors for row in recommender)
     data = dataclasses.replace(saerec.run_dataset(tiny_run), folder=Path("data/beauty"))
     monkeypatch.setattr(speed, "run_dataset", lambda *_: data)
     rows = speed.measure("recommender", settings_of(tiny_run))
@@ -99,12 +112,15 @@ def trainers(run, *kinds, **flags):
 
 
 def test_the_loop_over_prefixes_does_what_one_pass_does(tiny_run):
-    """Both train the same number of targets in an epoch, and give them the same states."""
-    ours, loop = trainers(tiny_run, speed.Trainer, speed.PrefixTrainer)
-    assert sum(map(len, loop.parts)) == int(ours.rows.length.sum())
-    before = loop.model.item.weight.clone()
-    loop.step()
-    assert not torch.equal(before, loop.model.item.weight)
+    """An epoch in one batch has the same gradients, and both learn by them."""
+    ours, loop = both = trainers(tiny_run, speed.Trainer, speed.PrefixTrainer)
+    for trainer in both:
+        assert len(trainer.parts) == 1
+        before = trainer.model.item.weight.clone()
+        trainer.step()
+        assert not torch.equal(before, trainer.model.item.weight)
+    for p, q in zip(ours.model.parameters(), loop.model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -112,17 +128,17 @@ def test_a_prefix_is_what_the_pass_sees_at_its_end(tiny_run):
     """All prefixes, cut out as the loop pads them, against positions of one pass."""
     ours, loop = trainers(tiny_run, speed.Trainer, speed.PrefixTrainer)
     table = loop.model.eval().item_table()
-    found = set()
+    found = []
     for part in loop.parts:
         items = loop.padded(part)
         for (begin, length), row in zip(part.tolist(), items):
             wanted = loop.flat[begin : begin + length]
             assert torch.equal(row[:length], wanted) and not row[length:].any()
-            found.add((begin, length))
-    wanted = set()
+            found.append((begin, length))
+    wanted = []
     for begin, length in zip(ours.rows.begin.tolist(), ours.rows.length.tolist()):
-        wanted |= {(begin, n) for n in range(1, length + 1)}
-    assert found == wanted
+        wanted += [(begin, n) for n in range(1, length + 1)]
+    assert sorted(found) == sorted(wanted)
     begin = int(ours.rows.begin[0])
     length = int(ours.rows.length[0])
     whole = ours.flat[begin : begin + length][None]
@@ -278,13 +294,15 @@ def test_a_system_that_does_not_tell_how_much_memory(tiny_run, small, monkeypatc
 
 
 def test_what_is_written(tmp_path, tiny_run, capsys, monkeypatch):
-    """A part that only reads logs, in a process of its own."""
+    """Of a part that only reads logs, and so has no memory of its own."""
+    monkeypatch.setattr(speed.concurrent.futures, "ProcessPoolExecutor", InThisProcess)
     out = tmp_path / "results" / "speed.json"
     flags = ["--only", "training", "--device", "cpu", "--out", str(out)]
     assert speed.main(["--run", str(tiny_run), *flags]) == 0
     report = json.loads(out.read_text())
     assert report.keys() == {"machine", "torch", "commit", "command", "rows"}
     assert report["rows"] == speed.measure("training", settings_of(tiny_run))
+    assert not any("peak memory" in row["name"] for row in report["rows"])
     said = capsys.readouterr().out
     for row in report["rows"]:
         assert row["name"] in said and row["against"] in said
@@ -314,11 +332,6 @@ def test_rows_in_words():
     said = speed.in_words(speed.row("steps", 1234.5678, "steps/s", "dense", 2.34567))
     assert said.split() == ["steps", "1,235", "steps/s", "dense:", "2.35"]
     assert speed.in_words(speed.row("peak", 0.5, "GiB")).split() == ["peak", "0.5", "GiB"]
-
-
-def test_settings_of_an_sae_that_is_timed_leave_the_dead_alone():
-    trainer = speed.SaeTrainer(16, 3, torch.randn(4, 8))
-    assert trainer.settings == SaeSettings(auxk=0)
 
 
 def test_a_million_items_in_small(monkeypatch, small):

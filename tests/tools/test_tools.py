@@ -1,4 +1,4 @@
-"""docs/tools.md says what is true of the tools."""
+"""docs/tools.md, and what the tools say of themselves, is true of the tools."""
 
 import dataclasses
 import importlib
@@ -14,13 +14,13 @@ NAMES = ("recommend", "steer", "label", "report")
 DOC = HERE / "docs" / "tools.md"
 TEXT = DOC.read_text(encoding="utf-8")
 SCRIPTS = [(HERE / "tools" / f"{name}.py").read_text(encoding="utf-8") for name in NAMES]
-FOUND = [re.findall(r"^ +python (tools/\w+\.py .*)", text, re.M) for text in (TEXT, *SCRIPTS)]
+FOUND = [re.findall(r"^ +python (tools/\w+\.py .*)", text, re.M) for text in SCRIPTS]
 COMMANDS = sorted({re.split(r"  +", command)[0] for found in FOUND for command in found})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_ones_the_scripts_know(command, monkeypatch):
-    """Every command in the docs and the docstrings parses, with settings that are allowed."""
+    """Every command in a docstring parses; test_docs_commands has those of docs/tools.md."""
     script, *words = shlex.split(command)
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     real = module.run_command
@@ -37,7 +37,6 @@ def test_commands_are_ones_the_scripts_know(command, monkeypatch):
 
 def test_every_tool_is_in_the_docs():
     for name in NAMES:
-        assert any(command.startswith(f"tools/{name}.py") for command in COMMANDS)
         assert f"python tools/{name}.py --run" in TEXT
 
 
