@@ -500,7 +500,7 @@ def keep_texts(path, digest, sequences, held_out, index):
     fitting = 0
     misfits = []  # reviews of what their users don't have, or by users without a line
     for line, item, given, user, title, others in read_texts(path, digest, index):
-        counts.update(f"text(s) with {key!r}, which is not read" for key in others)
+        counts.update(f"text(s) with {key!r}, which is not read" for key in sorted(others))
         text, title = (one.encode("utf-8", "ignore").decode() for one in (given, title))
         counts["text(s) freed of half a character (a lone surrogate)"] += text != given
         if title:

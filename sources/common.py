@@ -231,7 +231,7 @@ def check_input(path):
 
 @contextlib.contextmanager
 def claimed(out):
-    """See before long work that a dataset folder can be written -> its path. Raises UserError.
+    """See before long work that a dataset folder can be written -> its path. UserError, OSError.
 
     It is there within the `with`, and gone after it if nothing has come into it.
     """
