@@ -506,17 +506,29 @@ def count_terms(texts, least=3):
     return number, SparseRows(bounds, indices, torch.ones(len(indices)), len(number))
 
 
+def mutual_information(both, term, active, total):
+    """MI in nats of a term's presence and an intent's activity, from counts of texts.
+
+    both: with term and intent, [terms]; term: with the term, [terms]; active: with the intent.
+    """
+    joint = np.stack([both, term - both, active - both, total - term - active + both])
+    has_term = np.stack([term, term, total - term, total - term])
+    has_intent = np.array([active, total - active, active, total - active])[:, None]
+    ratio = np.where(joint > 0, joint * total / (has_term * has_intent), 1.0)
+    return (joint / total * np.log(ratio)).sum(0)
+
+
 def find_keywords(names, both, frequency, active, total, count):
     """The terms that best tell an intent's texts from the others -> {term: log odds}.
 
     both: int64 [terms], its training texts with each term; frequency: the same of all `total`;
-    active: how many are its. The best are those that its texts say most beyond all texts; none that
-    most texts say, and of terms that are alike the best. Words give way to `whole_phrases`.
+    active: how many are its. Only terms more frequent in its texts count, none that most texts
+    have, and of terms that are alike the best. Words give way to `whole_phrases`.
     """
-    beyond = both / max(active, 1) - frequency / total
-    telling = (both >= 2) & (beyond > 0) & (frequency < MOST_TEXTS * total)
-    candidates = np.nonzero(telling)[0]
-    best = candidates[np.argsort(-beyond[candidates], kind="stable")][: 20 * count]
+    telling = (both * total > frequency * active) & (frequency < MOST_TEXTS * total)
+    candidates = np.nonzero((both >= 2) & telling)[0]
+    mi = mutual_information(both[candidates], frequency[candidates], active, total)
+    best = candidates[np.argsort(-mi, kind="stable")][: 20 * count]
     inside = (both[best] + 0.5) / (active + 1)
     outside = (frequency[best] - both[best] + 0.5) / (total - active + 1)
     terms = [names[n] for n in best]

@@ -255,6 +255,18 @@ def test_fvu_is_measured_as_before_scaling():
     assert l0 == pytest.approx((codes.values > 0).sum().item() / 300)
 
 
+def test_mutual_information_by_its_definition():
+    word = np.array([1, 1, 1, 0, 0, 0, 1, 0], bool)
+    fires = np.array([1, 1, 0, 0, 0, 1, 0, 0], bool)
+    expected = 0.0
+    for w, f in itertools.product((0, 1), (0, 1)):
+        joint = ((word == w) & (fires == f)).mean()
+        if joint:
+            expected += joint * math.log(joint / ((word == w).mean() * (fires == f).mean()))
+    counts = [np.array([int(x)]) for x in ((word & fires).sum(), word.sum())]
+    assert sae.mutual_information(*counts, fires.sum(), 8)[0] == pytest.approx(expected)
+
+
 def test_auroc_by_pairs():
     g = np.random.default_rng(0)
     scores = g.integers(0, 5, 60).astype(float)
