@@ -429,7 +429,7 @@ def of_this_version(path):
 
 def read_number(cell):
     """A cell of a CSV -> float, or None for what was not measured."""
-    return None if cell in ("", "None", "nan") else float(cell)
+    return None if cell == "nan" else float(cell)
 
 
 def read_log(path):

@@ -511,11 +511,11 @@ def test_only_models_that_are_there_are_compared(run):
 
 
 def test_what_was_not_measured_is_none(run):
-    """An empty cell of a log, and None in metrics.json, are no numbers, and no failure."""
+    """NaN in a log, and None in metrics.json, are no numbers, and no failure."""
     lines = (run / "sae_log.csv").read_text().splitlines()
     place = lines[0].split(",").index("fvu")
     cells = lines[-1].split(",")
-    cells[place] = ""
+    cells[place] = "nan"
     (run / "sae_log.csv").write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["models"]["grounded"] = dict.fromkeys(metrics["models"]["grounded"])
